@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What every step needs: settings, messages, locks, checked commands."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+START = time.monotonic()
+GIB = 1 << 30
+
+ARCH_NAMES = {"x86_64": "x86_64", "x86": "x86_64", "amd64": "x86_64",
+              "arm64": "arm64", "aarch64": "arm64"}
+
+
+class Failure(Exception):
+    """An expected failure: its text is the one line that the user sees."""
+
+
+def setting(name, default=""):
+    """A variable of the command line (`make NAME=...`) or the environment."""
+    return os.environ.get(name, "").strip() or default
+
+
+def number(name, default):
+    text = setting(name, str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise Failure(f"{name}={text} is not a positive number")
+    return int(text)
+
+
+def path_setting(name):
+    """A directory or file given by the user, absolute, or None."""
+    text = setting(name)
+    return Path(text).expanduser().resolve() if text else None
+
+
+def arch():
+    text = setting("ARCH", os.uname().machine)
+    if text not in ARCH_NAMES:
+        raise Failure(f"ARCH={text} is not supported: use ARCH=x86_64 or ARCH=arm64")
+    return ARCH_NAMES[text]
+
+
+def cache_dir():
+    base = setting("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    path = Path(setting("AVL_CACHE", f"{base}/anon-vma-lazy")).expanduser().resolve()
+    if TOP == path or TOP in path.parents:
+        raise Failure(f"AVL_CACHE={path} lies inside the source tree: choose another directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"cannot make the cache {path}: {error.strerror}; set AVL_CACHE=") from error
+    return path
+
+
+def jobs():
+    return number("JOBS", os.cpu_count() or 1)
+
+
+def say(text):
+    print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
+
+
+def need_space(path, gib, what):
+    """Refuse before a step rather than fail in the middle of it."""
+    free = shutil.disk_usage(path).free
+    if free < gib * GIB:
+        raise Failure(f"{what} needs about {gib} GB in {path}, {free / GIB:.1f} GB are free: "
+                      "make room or set AVL_CACHE= to another disk")
+
+
+def need_tool(name, package):
+    if not shutil.which(name):
+        raise Failure(f"{name} is missing: install it (apt-get install {package})")
+
+
+def log_path(name):
+    path = TOP / "build" / "log" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def digest(*parts):
+    """A short key over strings, bytes and the contents of files."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part
+        data = data.encode() if isinstance(data, str) else data
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold a lock file: one builder at a time for a shared directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f"waiting for another run that holds {path}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def made_whole(final):
+    """Fill a directory under another name; it gets its own only when complete."""
+    partial = final.with_name(final.name + ".partial")
+    if partial.exists():
+        say(f"removing {partial}, left by a run that was interrupted")
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(final)
+
+
+def stop_group(process):
+    """End a process that was started here, and its children."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sig)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+            return
+
+
+def tail(path, lines=15):
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").splitlines()[-lines:]
+    return []
+
+
+def logged(argv, log, what, **options):
+    """
+    Run a command with its output in a log. Long ones show that they live.
+    On failure the end of the log is shown, and where the whole of it is.
+    """
+    started = time.monotonic()
+    with open(log, "ab") as out:
+        out.write(f"\n$ {' '.join(map(str, argv))}\n".encode())
+        out.flush()
+        try:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=subprocess.STDOUT, start_new_session=True, **options)
+        except FileNotFoundError as error:
+            raise Failure(f"{argv[0]} is missing: install it") from error
+        try:
+            next_note = 30
+            while True:
+                try:
+                    status = process.wait(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    elapsed = time.monotonic() - started
+                    if elapsed >= next_note:
+                        last = (tail(log, 1) or [""])[0].strip()
+                        say(f"  {what}: {elapsed:.0f} s, now: {last[:70]}")
+                        next_note += 30 if elapsed < 120 else 60
+        except BaseException:
+            stop_group(process)
+            raise
+    if status:
+        for line in tail(log):
+            print(f"    {line}", file=sys.stderr)
+        raise Failure(f"{what} failed (exit {status}); the whole log: {log}")
+
+
+def output(argv, **options):
+    """Standard output of a short command, or None if it fails."""
+    try:
+        result = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, check=False, **options)
+    except OSError:
+        return None
+    return result.stdout.decode(errors="replace") if result.returncode == 0 else None

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernel configuration and builds, and the build of the module against one."""
+
+import re
+import shutil
+from pathlib import Path
+
+from . import common, source
+from .common import TOP, Failure, say
+
+CONFIG_DIR = TOP / "scripts/config"
+# Fragments of each variant on top of common and architecture, and how the user knows it.
+NEEDS = "../../.config.fragment"
+VARIANTS = {
+    "release": (["mm.config", NEEDS], "patched"),
+    "base": (["mm.config", NEEDS], "unpatched"),
+    "plain": (["plain.config"], "unpatched, small"),
+    "debug": (["mm.config", NEEDS, "debug.config"], "patched, debug options"),
+    "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
+}
+UNPATCHED = ("base", "plain")
+IMAGE = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
+OPTION = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$")
+
+
+def options(text):
+    """The options that a fragment or a .config sets; 'n' for those not set."""
+    found = {}
+    for line in text.splitlines():
+        match = OPTION.match(line.strip())
+        if match:
+            found[match.group(1) or match.group(3)] = match.group(2) or "n"
+    return found
+
+
+class Kernel:
+    """One kernel: an architecture, a variant, its source and its build directory."""
+
+    def __init__(self, toolchain, arch, variant="release", upto=None):
+        if variant not in VARIANTS:
+            raise Failure(f"VARIANT={variant} is unknown: use {', '.join(VARIANTS)}")
+        self.toolchain = toolchain
+        self.arch = arch
+        self.variant = variant
+        self.patched = variant not in UNPATCHED
+        self.upto = upto
+        self.source = None
+        self.key = None
+        name = variant if upto is None else "steps"
+        user = common.path_setting("O") if upto is None and self.patched else None
+        self.build_dir = user or \
+            common.cache_dir() / "build" / f"{source.VERSION}-{arch}-{name}{self._owner()}"
+
+    @staticmethod
+    def _owner():
+        """Builds of a user's own tree do not share a directory with the packaged one."""
+        own = common.setting("KSRC") + common.setting("KERNEL_TARBALL")
+        return f"-{common.digest(own)[:8]}" if own else ""
+
+    def __str__(self):
+        return f"{self.arch} kernel ({VARIANTS[self.variant][1]})"
+
+    @property
+    def image(self):
+        return self.build_dir / IMAGE[self.arch]
+
+    def fragments(self):
+        names = ["common.config", f"{self.arch}.config", *VARIANTS[self.variant][0]]
+        return [(CONFIG_DIR / name).resolve() for name in names]
+
+    def make(self, *targets):
+        """The make command line for this kernel."""
+        argv = ["make", "-C", str(self.source), f"O={self.build_dir}", f"ARCH={self.arch}",
+                f"LLVM={self.toolchain.llvm}", f"CC=ccache {self.toolchain.clang}",
+                f"-j{common.jobs()}"]
+        if common.setting("V"):
+            argv.append(f"V={common.setting('V')}")
+        return argv + list(targets)
+
+    def environment(self):
+        return {"CCACHE_DIR": str(common.cache_dir() / "ccache"), "CCACHE_MAXSIZE": "10G",
+                # Objects of two builds differ only where their inputs do.
+                "KBUILD_BUILD_USER": "avl", "KBUILD_BUILD_HOST": "avl",
+                "KBUILD_BUILD_TIMESTAMP": "2026-01-01"}
+
+    def prepare_source(self):
+        if self.patched:
+            self.source, source_key = source.patched(self.upto)
+        else:
+            self.source, source_key = source.pristine()
+        self.key = common.digest(source_key, self.arch, self.variant, self.toolchain.version(),
+                                 *self.fragments())
+
+    def _configure(self, log):
+        """tinyconfig plus the fragments; every requested option must survive."""
+        wanted = {}
+        for file in self.fragments():
+            wanted.update(options(file.read_text()))
+        if not self.patched or (self.upto is not None and not self._has_hooks()):
+            wanted.pop("CONFIG_ANON_VMA_LAZY", None)
+        merged = self.build_dir / ".avl-fragment"
+        merged.write_text("".join(
+            f"# {name} is not set\n" if value == "n" else f"{name}={value}\n"
+            for name, value in wanted.items()))
+        run = self.toolchain.run
+        run(self.make("tinyconfig"), log, "tinyconfig", env=self.environment())
+        run(["scripts/kconfig/merge_config.sh", "-m", "-O", self.build_dir,
+             self.build_dir / ".config", merged], log, "merging the configuration", cwd=self.source)
+        run(self.make("olddefconfig"), log, "olddefconfig", env=self.environment())
+        got = options((self.build_dir / ".config").read_text())
+        lost = [f"{name}={value} (is {got.get(name, 'n')})" for name, value in wanted.items()
+                if got.get(name, "n") != value]
+        if lost:
+            raise Failure(f"{self}: options that did not survive the merge: {'; '.join(lost)}; "
+                          f"log: {log}")
+
+    def _has_hooks(self):
+        return (self.source / "include/linux/anon_vma_lazy.h").exists()
+
+    def is_built(self):
+        stamp = self.build_dir / ".avl-stamp"
+        return stamp.exists() and stamp.read_text() == self.key and self.image.exists()
+
+    def build(self):
+        """Configure and build, unless it was built from the same inputs already."""
+        self.prepare_source()
+        cache = common.cache_dir()
+        with common.locked(cache / "build" / f"{self.build_dir.name}.lock"):
+            if self.is_built():
+                say(f"{self}: up to date, {self.build_dir}")
+                return self
+            log = common.log_path(f"kernel-{self.arch}-{self.variant}")
+            log.write_text("")
+            self.build_dir.mkdir(parents=True, exist_ok=True)
+            common.need_space(self.build_dir, 3, f"the {self}")
+            (self.build_dir / ".avl-stamp").unlink(missing_ok=True)
+            say(f"{self}: building in {self.build_dir} (8 to 12 minutes on 2 cores, less with "
+                f"ccache); log: {log}")
+            config = self.build_dir / ".avl-config-key"
+            config_key = common.digest(self.key)
+            if not config.exists() or config.read_text() != config_key:
+                self._configure(log)
+            if self.variant != "plain":
+                self.toolchain.run(self.make("rustavailable"), log, "rustavailable",
+                                   env=self.environment())
+            self.toolchain.run(self.make(IMAGE[self.arch].rsplit("/", 1)[1], "modules"), log,
+                               str(self), env=self.environment())
+            config.write_text(config_key)
+            (self.build_dir / ".avl-stamp").write_text(self.key)
+        return self
+
+
+def check_kdir(kdir, arch, toolchain):
+    """Refuse a kernel build directory that the module cannot be built against."""
+    config = kdir / ".config"
+    if not config.exists():
+        raise Failure(f"KDIR={kdir} is not a kernel build directory (no .config)")
+    got = options(config.read_text())
+    link = kdir / "source"
+    tree = link.resolve() if link.exists() else kdir
+    if not (tree / "include/linux/anon_vma_lazy.h").exists():
+        raise Failure(f"KDIR={kdir}: its kernel lacks the patches: "
+                      f"make patches-apply KSRC={tree}, then build it with .config.fragment")
+    source.check_version(tree)
+    for name in ("CONFIG_RUST", "CONFIG_ANON_VMA_LAZY", "CONFIG_MODULES"):
+        if got.get(name) != "y":
+            raise Failure(f"KDIR={kdir} was configured without {name}: merge .config.fragment into "
+                          "its .config and build it again")
+    wanted = {"x86_64": "CONFIG_X86_64", "arm64": "CONFIG_ARM64"}[arch]
+    if got.get(wanted) != "y":
+        raise Failure(f"KDIR={kdir} is not for ARCH={arch}")
+    if not (kdir / "Module.symvers").exists():
+        raise Failure(f"KDIR={kdir} was not built yet (no Module.symvers)")
+    built_with = got.get("CONFIG_RUSTC_VERSION_TEXT", "").strip('"')
+    ours = (toolchain.output(["rustc", "--version"]) or "").strip()
+    if built_with != ours:
+        raise Failure(f"KDIR={kdir} was built with '{built_with}', this toolchain is '{ours}': "
+                      "set TOOLCHAIN=host or TOOLCHAIN=tree so that they agree")
+    return tree
+
+
+class Module:
+    """anon_vma_lazy.ko, built against one kernel build directory."""
+
+    def __init__(self, toolchain, arch, kdir, output=None):
+        self.toolchain = toolchain
+        self.arch = arch
+        self.kdir = kdir
+        self.output = output or common.path_setting("MO") or TOP / "build" / arch / "module"
+        self.source = check_kdir(kdir, arch, toolchain)
+
+    @property
+    def file(self):
+        return self.output / "anon_vma_lazy.ko"
+
+    def make(self, *targets, clippy=False):
+        argv = ["make", "-C", str(self.kdir), f"M={TOP}", f"MO={self.output}", f"ARCH={self.arch}",
+                f"LLVM={self.toolchain.llvm}", f"-j{common.jobs()}"]
+        if clippy:
+            argv.append("CLIPPY=1")
+        for name in ("V", "INSTALL_MOD_PATH", "INSTALL_MOD_DIR"):
+            if common.setting(name):
+                argv.append(f"{name}={common.setting(name)}")
+        return argv + list(targets)
+
+    def _prepare_output(self):
+        """Nothing built for another kernel configuration may be linked into this module."""
+        key = common.digest(self.kdir / ".config", self.kdir / "Module.symvers", str(self.kdir),
+                            self.toolchain.version())
+        stamp = self.output / ".avl-kdir"
+        if self.output.is_dir() and (not stamp.exists() or stamp.read_text() != key):
+            if not stamp.exists() and any(self.output.iterdir()):
+                raise Failure(f"MO={self.output} is not empty and was not made here: choose another")
+            shutil.rmtree(self.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(key)
+
+    def build(self):
+        self._prepare_output()
+        log = common.log_path(f"module-{self.arch}")
+        log.write_text("")
+        self.toolchain.run(self.make("modules"), log, "the module")
+        warnings = re.findall(r"^warning.*$|WARNING.*$", log.read_text(errors="replace"), re.M)
+        if warnings:
+            raise Failure(f"the module builds with warnings: {warnings[0]}; the whole log: {log}")
+        return self
+
+
+def built_kernel(toolchain, arch):
+    """The kernel that `make kernel` built, without building one."""
+    kernel = Kernel(toolchain, arch, common.setting("VARIANT", "release"))
+    if not kernel.image.exists():
+        return None
+    kernel.prepare_source()
+    return kernel if kernel.is_built() else None
+
+
+def module_for_user(toolchain, arch):
+    """What plain `make` builds: against KDIR, or against the kernel of `make kernel`."""
+    kdir = common.path_setting("KDIR")
+    if not kdir:
+        kernel = built_kernel(toolchain, arch)
+        if not kernel:
+            raise Failure(f"no up-to-date {arch} kernel to build against: run 'make kernel', or "
+                          "give KDIR=<kernel build directory>")
+        kdir = kernel.build_dir
+    return Module(toolchain, arch, Path(kdir))

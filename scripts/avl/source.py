@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0
+"""
+Kernel source trees: the pristine one, and the one with patches/series applied.
+
+The patched tree keeps its place when the series changes: just the files whose
+content differs are rewritten, so that make rebuilds what depends on them and
+nothing else. Its stamp is removed before the first write and set after the last.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import common
+from .common import TOP, Failure, say
+from .toolchain import Apt
+
+VERSION = "7.3"
+PACKAGE = f"linux-source-{VERSION}"
+SUITES = ("trixie-backports", "forky", "sid", "experimental")
+# Packages that this series was tested with; apt checks all others by Debian's signatures.
+PINNED = {"linux-source-7.3_7.3.4-1~bpo13+1_all.deb":
+          "703e369ddd4cce971452f5a593ee55df3a5c10c83caf0fa0df039633ed181ee3"}
+STAMP = ".avl-series"
+TOUCHED = ".avl-touched"
+
+
+def series(upto=None):
+    """The patch files in order, or the first `upto` of them."""
+    names = [line.strip() for line in (TOP / "patches/series").read_text().splitlines()]
+    files = [TOP / "patches" / n for n in names if n and not n.startswith("#")]
+    for file in files:
+        if not file.is_file():
+            raise Failure(f"patches/series names {file.name}, which does not exist")
+    return files[:upto]
+
+
+def touched_files(patches):
+    """The paths that these patches change, add or remove."""
+    names = set()
+    for patch in patches:
+        for line in patch.read_text().splitlines():
+            match = re.match(r"(?:---|\+\+\+) [ab]/(\S+)", line)
+            if match:
+                names.add(match.group(1))
+    return names
+
+
+def tree_version(tree):
+    """VERSION.PATCHLEVEL.SUBLEVEL of a kernel tree, or a failure."""
+    try:
+        text = (tree / "Makefile").read_text(errors="replace")
+    except OSError:
+        text = ""
+    found = dict(re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL) = (\d+)$", text, re.M))
+    if len(found) != 3:
+        raise Failure(f"{tree} is not a kernel source tree")
+    return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}"
+
+
+def check_version(tree):
+    version = tree_version(tree)
+    if not version.startswith(VERSION + "."):
+        raise Failure(f"{tree} is Linux {version}: the series needs {VERSION}.y")
+    return version
+
+
+def apply_to_copy(base, patches, directory):
+    """Copy what the patches touch from `base`, and apply them there, exactly."""
+    for name in touched_files(patches):
+        if (base / name).exists():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base / name, directory / name)
+    for patch in patches:
+        with open(patch, "rb") as text:
+            result = subprocess.run(["patch", "-p1", "-s", "-f", "-F0", "--no-backup-if-mismatch"],
+                                    stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                    cwd=directory, check=False)
+        if result.returncode:
+            return patch, result.stdout.decode(errors="replace")
+    return None, ""
+
+
+def state_of(tree):
+    """'plain', 'patched' with exactly this series, or a failure."""
+    patches = series()
+    common.need_tool("patch", "patch")
+    with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
+        scratch = Path(scratch)
+        failed, text = apply_to_copy(tree, patches, scratch)
+        if not failed:
+            return "plain"
+    # Is it patched already? Then each file is what taking the series off and on again gives.
+    with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
+        scratch = Path(scratch)
+        for name in touched_files(patches):
+            if (tree / name).exists():
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(tree / name, scratch / name)
+        for patch in reversed(patches):
+            with open(patch, "rb") as stream:
+                result = subprocess.run(["patch", "-R", "-p1", "-s", "-f", "-F0"], stdin=stream,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        cwd=scratch, check=False)
+            if result.returncode:
+                break
+        else:
+            return "patched"
+    if (tree / "include/linux/anon_vma_lazy.h").exists():
+        raise Failure(f"{tree} carries another version of this series: start from a plain "
+                      f"{VERSION}.y tree")
+    reason = (text.strip().splitlines() or ["?"])[0]
+    raise Failure(f"{failed.name} does not apply to {tree} (Linux {tree_version(tree)}): {reason}")
+
+
+def unpack(archive, tree):
+    """Unpack a source tarball whose only top directory is the kernel's."""
+    with common.made_whole(tree) as partial:
+        log = common.log_path("source")
+        common.logged(["tar", "-xf", archive, "-C", partial, "--strip-components=1"], log,
+                      "unpacking the kernel source")
+        check_version(partial)
+
+
+def from_package(tree):
+    """Fetch Debian's source package and unpack it."""
+    cache = common.cache_dir()
+    log = common.log_path("source")
+    found = None
+    for suite in SUITES:
+        apt = Apt(cache / f"apt-source-{suite}", [suite])
+        try:
+            apt.update(log)
+        except Failure:
+            continue
+        policy = common.output(["apt-cache", *apt.argv[2:], "show", PACKAGE])
+        if policy:
+            found = apt
+            break
+    if not found:
+        raise Failure(f"no {PACKAGE} in {', '.join(SUITES)} of {mirror_name()}: check the network, "
+                      "or give KERNEL_TARBALL= or KSRC=")
+    size = int((re.findall(r"^Size: (\d+)", policy, re.M) or ["0"])[0])
+    say(f"kernel source: fetching {PACKAGE} from Debian {suite}, {size / 1e6:.0f} MB, "
+        f"1.8 GB unpacked; log: {log}")
+    download = cache / "download"
+    download.mkdir(exist_ok=True)
+    deb = found.download(PACKAGE, download, log)
+    pinned = PINNED.get(deb.name.replace("%7e", "~"))
+    if pinned:
+        actual = (common.output(["sha256sum", deb]) or "").split(" ")[0]
+        if actual != pinned:
+            deb.unlink()
+            raise Failure(f"{deb.name} has SHA256 {actual}, expected {pinned}: fetched file removed")
+    with tempfile.TemporaryDirectory(dir=download) as scratch:
+        tarball = Path(scratch) / "linux.tar.xz"
+        common.logged(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar -xO '
+                       f'./usr/src/{PACKAGE}.tar.xz > "$2"', "sh", deb, tarball], log,
+                      "reading the package")
+        unpack(tarball, tree)
+    deb.unlink()
+
+
+def mirror_name():
+    return common.setting("MIRROR", "the configured mirror")
+
+
+def pristine():
+    """The unpatched tree, and what its content is known by."""
+    user = common.path_setting("KSRC")
+    if user:
+        check_version(user)
+        return user, f"ksrc:{user}"
+    cache = common.cache_dir()
+    tarball = common.path_setting("KERNEL_TARBALL")
+    if tarball:
+        if not tarball.is_file():
+            raise Failure(f"KERNEL_TARBALL={tarball} does not exist")
+        tree = cache / "src" / f"linux-{common.digest(tarball)}"
+    else:
+        tree = cache / "src" / f"linux-{VERSION}"
+    if not tree.is_dir():
+        with common.locked(cache / "source.lock"):
+            if not tree.is_dir():
+                common.need_space(cache, 10, "the kernel source and the builds")
+                tree.parent.mkdir(exist_ok=True)
+                if tarball:
+                    say(f"kernel source: unpacking {tarball}, 1.8 GB")
+                    unpack(tarball, tree)
+                else:
+                    from_package(tree)
+                say(f"kernel source: Linux {tree_version(tree)} in {tree}")
+    return tree, f"{tree.name}:{check_version(tree)}"
+
+
+def series_key(identity, upto=None):
+    return common.digest(identity, *series(upto))
+
+
+def sync(base, tree, patches):
+    """Make `tree` equal `base` with the patches applied, rewriting only what differs."""
+    with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
+        scratch = Path(scratch)
+        failed, text = apply_to_copy(base, patches, scratch)
+        if failed:
+            raise Failure(f"{failed.name} does not apply to Linux {tree_version(base)}: "
+                          f"{(text.strip().splitlines() or ['?'])[0]}")
+        names = touched_files(patches)
+        if (tree / TOUCHED).exists():
+            names |= set((tree / TOUCHED).read_text().split())
+        (tree / TOUCHED).write_text("\n".join(sorted(names)) + "\n")
+        for name in sorted(names):
+            wanted = scratch / name if (scratch / name).exists() else base / name
+            target = tree / name
+            if not wanted.exists():
+                target.unlink(missing_ok=True)
+            elif not target.exists() or target.read_bytes() != wanted.read_bytes():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(wanted, target)
+
+
+def patched(upto=None):
+    """The tree with the series (or its first patches) applied, and its key."""
+    common.need_tool("patch", "patch")
+    base, identity = pristine()
+    key = series_key(identity, upto)
+    user = common.path_setting("KSRC")
+    if user and state_of(user) == "patched":
+        if upto is not None:
+            raise Failure(f"KSRC={user} is patched already: patches-check needs a plain tree")
+        return user, key
+    cache = common.cache_dir()
+    kind = "patched" if upto is None else "steps"
+    name = f"user-{common.digest(str(user))}" if user else base.name
+    tree = cache / "src" / f"{name}-{kind}"
+    with common.locked(cache / "source.lock"):
+        if not tree.is_dir():
+            common.need_space(cache, 8, "the patched source and the build")
+            say(f"kernel source: copying {base} to {tree}, to patch the copy")
+            tree.parent.mkdir(exist_ok=True)
+            with common.made_whole(tree) as partial:
+                common.logged(["cp", "-a", "--reflink=auto", f"{base}/.", partial],
+                              common.log_path("source"), "copying the source")
+                shutil.rmtree(partial / ".git", ignore_errors=True)
+        stamp = tree / STAMP
+        if user or not stamp.exists() or stamp.read_text() != key:
+            stamp.unlink(missing_ok=True)
+            sync(base, tree, series(upto))
+            stamp.write_text(key)
+            say(f"kernel source: {len(series(upto))} patches applied in {tree}")
+    return tree, key
+
+
+def apply_for_user():
+    """`make patches-apply KSRC=...`: put the series onto the user's own tree."""
+    user = common.path_setting("KSRC")
+    if not user:
+        raise Failure("patches-apply needs KSRC=<your kernel source tree>")
+    check_version(user)
+    if state_of(user) == "patched":
+        say(f"{user} has this series already: nothing to do")
+        return
+    patches = series()
+    if (user / ".git").exists():
+        common.need_tool("git", "git")
+        git = ["git", "-C", str(user)]
+        dirty = common.output(git + ["status", "--porcelain", "--untracked-files=no"])
+        if dirty is None:
+            raise Failure(f"git does not work in {user}")
+        if dirty.strip():
+            raise Failure(f"{user} has uncommitted changes: commit or stash them first")
+        try:
+            common.logged(git + ["am", "-q", *map(str, patches)], common.log_path("patches-apply"),
+                          "git am")
+        except Failure as error:
+            common.output(git + ["am", "--abort"])
+            raise Failure(f"git am refused the series, the tree is as it was ({error})") from error
+        say(f"{len(patches)} commits on top of {user}")
+        return
+    with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
+        scratch = Path(scratch)
+        apply_to_copy(user, patches, scratch)
+        for name in sorted(touched_files(patches)):
+            if not (scratch / name).exists():
+                (user / name).unlink(missing_ok=True)
+                continue
+            (user / name).parent.mkdir(parents=True, exist_ok=True)
+            partial = user / (name + ".avl-partial")
+            shutil.copyfile(scratch / name, partial)
+            os.replace(partial, user / name)
+    say(f"{len(patches)} patches applied to {user}")
