@@ -5,6 +5,8 @@
 //! Raw pointers enter the module here and nowhere else. Each function that the kernel calls turns
 //! them into views whose type states the locks that its caller holds, and does nothing more.
 
+#[cfg(CONFIG_DEBUG_FS)]
+use crate::debug;
 use crate::{
     policy::{
         self,
@@ -18,6 +20,8 @@ use core::{
     ptr,
     slice, //
 };
+#[cfg(CONFIG_DEBUG_FS)]
+use kernel::seq_file::SeqFile;
 use kernel::{
     bindings,
     error::to_result,
@@ -199,6 +203,112 @@ impl Drop for SysctlRegistration {
     fn drop(&mut self) {
         // SAFETY: By the type invariant; this is the only place that unregisters it.
         unsafe { bindings::unregister_sysctl_table(self.0.as_ptr()) };
+    }
+}
+
+/// [`bindings::file_operations`] in memory that lives as long as the module.
+#[cfg(CONFIG_DEBUG_FS)]
+#[repr(transparent)]
+struct FileOperations(bindings::file_operations);
+
+// SAFETY: The operations are never written after they were made; the functions that they point to
+// may be called from any thread.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe impl Sync for FileOperations {}
+
+/// The file `counters`.
+///
+/// Not [`kernel::debugfs`]: its files name no owner, so that a file that is open while the module
+/// is unloaded calls through operations that are gone (seen as an oops in `full_proxy_release()`;
+/// `lifetime.files_open_across_unload` is the test). With an owner, an open file holds the module.
+#[cfg(CONFIG_DEBUG_FS)]
+static COUNTERS: FileOperations = FileOperations(bindings::file_operations {
+    owner: OWNER,
+    open: Some(counters_open),
+    read: Some(bindings::seq_read),
+    llseek: Some(bindings::seq_lseek),
+    release: Some(bindings::single_release),
+    ..pin_init::zeroed()
+});
+
+/// Opens `counters`.
+///
+/// # Safety
+///
+/// To be called by the file system only: `file` is a file that is being opened.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe extern "C" fn counters_open(
+    _inode: *mut bindings::inode,
+    file: *mut bindings::file,
+) -> c_int {
+    // SAFETY: `file` is being opened, and `counters_show()` uses no private data.
+    unsafe { bindings::single_open(file, Some(counters_show), ptr::null_mut()) }
+}
+
+/// Writes the text of `counters`.
+///
+/// # Safety
+///
+/// To be called by the seq_file code only: `seq` belongs to this call.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe extern "C" fn counters_show(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
+    // SAFETY: By the safety requirements of this function.
+    debug::show_counters(unsafe { SeqFile::from_raw(seq) });
+    0
+}
+
+/// `anon_vma_lazy/` in debugfs exists for as long as this lives.
+///
+/// debugfs is an aid: where it cannot be had, the module works without.
+///
+/// # Invariants
+///
+/// The pointer is what `debugfs_create_dir()` returned, errors included.
+pub(crate) struct DebugfsRegistration(#[cfg(CONFIG_DEBUG_FS)] *mut bindings::dentry);
+
+// SAFETY: Directories of debugfs may be removed by any thread.
+unsafe impl Send for DebugfsRegistration {}
+
+// SAFETY: A shared reference gives access to nothing.
+unsafe impl Sync for DebugfsRegistration {}
+
+impl DebugfsRegistration {
+    /// Makes the directory and its files. May sleep.
+    #[cfg(CONFIG_DEBUG_FS)]
+    pub(crate) fn new() -> Self {
+        // SAFETY: The name is a C string; NULL is the root of debugfs.
+        let dir = unsafe {
+            bindings::debugfs_create_dir(c"anon_vma_lazy".as_ptr().cast(), ptr::null_mut())
+        };
+        // SAFETY: The name is a C string, the operations are static, and debugfs takes the error
+        // that `dir` may be.
+        unsafe {
+            bindings::debugfs_create_file_full(
+                c"counters".as_ptr().cast(),
+                0o444,
+                dir,
+                ptr::null_mut(),
+                ptr::null(),
+                &raw const COUNTERS.0,
+            )
+        };
+        // INVARIANT: Returned by `debugfs_create_dir()`.
+        Self(dir)
+    }
+
+    /// Does nothing: this kernel has no debugfs.
+    #[cfg(not(CONFIG_DEBUG_FS))]
+    pub(crate) fn new() -> Self {
+        Self()
+    }
+}
+
+#[cfg(CONFIG_DEBUG_FS)]
+impl Drop for DebugfsRegistration {
+    /// Removes the directory and its files. May sleep.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant; debugfs ignores an error.
+        unsafe { bindings::debugfs_remove(self.0) };
     }
 }
 

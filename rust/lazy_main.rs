@@ -12,7 +12,7 @@
 //! | [`vma`] | views of `vm_area_struct`; the type says which lock is held | behind safe methods |
 //! | [`policy`] | what to do with a first anonymous fault | no |
 //! | [`stats`] | counters, striped by CPU | no |
-//! | [`debug`] | `anon_vma_lazy/counters` in debugfs | no |
+//! | `debug` | what the files in debugfs show | no |
 //! | [`pure`] | logic without kernel types, shared with the host tests | no |
 //!
 //! # Lifetime
@@ -25,6 +25,7 @@ use kernel::{
     InPlaceModule, //
 };
 
+#[cfg(CONFIG_DEBUG_FS)]
 mod debug;
 mod hooks;
 mod policy;
@@ -61,15 +62,14 @@ module! {
 struct AnonVmaLazy {
     _hooks: hooks::Registration,
     _sysctl: hooks::SysctlRegistration,
-    #[pin]
-    _debug: debug::Files,
+    _debugfs: hooks::DebugfsRegistration,
 }
 
 impl InPlaceModule for AnonVmaLazy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         policy::MODE.set(Mode::from(module_parameters::enabled.value()));
         try_pin_init!(Self {
-            _debug <- debug::Files::new(),
+            _debugfs: hooks::DebugfsRegistration::new(),
             _sysctl: hooks::SysctlRegistration::new()?,
             // Last: from here on the kernel calls us.
             _hooks: hooks::Registration::new()?,

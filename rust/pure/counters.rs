@@ -105,6 +105,11 @@ mod tests {
     fn all_lists_each_event_once_in_order() {
         for (index, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, index);
+            // Names are the interface of debugfs: one word, used once.
+            assert!(event.name().bytes().all(|c| c == b'_' || c.is_ascii_lowercase()));
+            assert!(Event::ALL
+                .into_iter()
+                .all(|other| other == event || other.name() != event.name()));
         }
     }
 }

@@ -1,10 +1,142 @@
 # SPDX-License-Identifier: GPL-2.0
-from . import common, kernel
-from .toolchain import Toolchain
+"""The commands behind the Makefile's targets."""
+
+import os
+import shutil
+import signal
 import sys
+
+from . import check, common, guest, kernel, lint, source, workload
+from .common import TOP, Failure, say
+from .toolchain import Toolchain
+
+
+def cmd_kernel(toolchain, arch):
+    built = kernel.Kernel(toolchain, arch, common.setting("VARIANT", "release")).build()
+    say(f"{built}: {built.image}; build directory, for KDIR=: {built.build_dir}")
+
+
+def cmd_modules(toolchain, arch):
+    module = kernel.module_for_user(toolchain, arch).build()
+    say(f"module: {module.file}")
+
+
+def cmd_modules_install(toolchain, arch):
+    module = kernel.module_for_user(toolchain, arch)
+    if not module.file.exists():
+        raise Failure(f"{module.file} is not built: run make first")
+    toolchain.run(module.make("modules_install"), common.log_path("modules_install"),
+                  "modules_install")
+    say(f"installed below {common.setting('INSTALL_MOD_PATH', '/')}")
+
+
+def cmd_rust_analyzer(toolchain, arch):
+    module = kernel.module_for_user(toolchain, arch)
+    module.build()
+    toolchain.run(module.make("rust-analyzer"), common.log_path("rust-analyzer"), "rust-analyzer")
+    made = module.output / "rust-project.json"
+    if not made.exists():
+        raise Failure(f"the kernel's rust-analyzer target made no {made}")
+    shutil.copyfile(made, TOP / "rust-project.json")
+    say(f"{TOP}/rust-project.json")
+
+
+def cmd_rustdoc(toolchain, arch):
+    module = kernel.module_for_user(toolchain, arch).build()
+    log = common.log_path("rustdoc")
+    log.write_text("")
+    out = TOP / "build" / "rustdoc"
+    toolchain.run(module.make("modules") + [f"AVL_RUSTDOC={out}"], log, "rustdoc")
+    lint.refuse_warnings(log, "rustdoc")
+    say(f"{out}/lazy_main/index.html")
+
+
+def cmd_run(toolchain, arch):
+    return workload.run(toolchain, arch)
+
+
+def cmd_qemu(toolchain, arch):
+    bench = check.Bench(toolchain, arch)
+    guests = guest.Guests(toolchain, arch)
+    say("the guest's shell follows; leave it with exit, or QEMU with Ctrl-A X")
+    return guests.shell(bench.kernel.image, bench.initrd)
+
+
+def cmd_clean(*_):
+    """Remove what was built in the tree; the cache stays."""
+    shutil.rmtree(TOP / "build", ignore_errors=True)
+    (TOP / "rust-project.json").unlink(missing_ok=True)
+    say("removed build/")
+
+
+def cmd_distclean(*_):
+    cmd_clean()
+    cache = common.cache_dir()
+    # Only what the harness makes: AVL_CACHE may be a directory with other things in it.
+    for name in ("src", "build", "ccache", "download"):
+        shutil.rmtree(cache / name, ignore_errors=True)
+    for pattern in ("toolchain-*", "busybox-*", "apt-source-*"):
+        for path in cache.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in cache.glob("*.lock"):
+        path.unlink()
+    if not any(cache.iterdir()):
+        cache.rmdir()
+    say(f"removed the kernels, sources and tools in {cache}")
+
+
+COMMANDS = {
+    # name: (function, whether it needs the toolchain)
+    "kernel": (cmd_kernel, True),
+    "modules": (cmd_modules, True),
+    "modules_install": (cmd_modules_install, True),
+    "rust-analyzer": (cmd_rust_analyzer, True),
+    "rustdoc": (cmd_rustdoc, True),
+    "run": (cmd_run, True),
+    "qemu": (cmd_qemu, True),
+    "check": (check.check, True),
+    "check-unpatched": (check.unpatched, True),
+    "check-full": (lambda *_: check.check_full(), False),
+    "smoke": (check.smoke, True),
+    "patches-check": (check.patches_check, True),
+    "patches-apply": (lambda *_: source.apply_for_user(), False),
+    "rustfmt": (lambda toolchain, _: lint.rustfmt(toolchain, check=False), True),
+    "rustfmtcheck": (lambda toolchain, _: lint.rustfmt(toolchain), True),
+    "clippy": (lint.clippy, True),
+    "checkpatch": (lambda toolchain, _: lint.checkpatch(toolchain), True),
+    "lint": (lint.lint, True),
+    "clean": (cmd_clean, False),
+    "distclean": (cmd_distclean, False),
+}
+
+
+def terminate(*_):
+    raise KeyboardInterrupt
+
+
 def main(argv):
+    if len(argv) != 1 or argv[0] not in COMMANDS:
+        print(f"avl: unknown target '{' '.join(argv)}': make help lists them", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGHUP, terminate)
+    os.umask(0o022)
+    function, needs_tools = COMMANDS[argv[0]]
     try:
-        tc = Toolchain()
-        kernel.Kernel(tc, common.arch(), common.setting("VARIANT","release")).build()
-    except common.Failure as e:
-        print(f"avl: {e}", file=sys.stderr); return 2
+        arch = common.arch()
+        if needs_tools:
+            common.jobs()
+            result = function(Toolchain(), arch)
+        else:
+            result = function(None, arch)
+        return 1 if result else 0
+    except Failure as error:
+        print(f"avl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("avl: interrupted; nothing half-done is used, run it again to continue",
+              file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"avl: {error.strerror}: {error.filename or ''}", file=sys.stderr)
+        return 2

@@ -140,14 +140,14 @@ def tail(path, lines=15):
     return []
 
 
-def logged(argv, log, what, **options):
+def logged(argv, log, what, shown=None, **options):
     """
     Run a command with its output in a log. Long ones show that they live.
     On failure the end of the log is shown, and where the whole of it is.
     """
     started = time.monotonic()
     with open(log, "ab") as out:
-        out.write(f"\n$ {' '.join(map(str, argv))}\n".encode())
+        out.write(f"\n$ {' '.join(map(str, shown or argv))}\n".encode())
         out.flush()
         try:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out,

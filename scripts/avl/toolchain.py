@@ -128,6 +128,10 @@ def unpack_tree(tree, log):
         for link, target in (("awk", "mawk"), ("which", "which.debianutils"), ("cc", "gcc")):
             if not (partial / "usr/bin" / link).exists():
                 (partial / "usr/bin" / link).symlink_to(target)
+        # Mount points for what is the host's own.
+        (partial / "usr/lib/modules").mkdir(exist_ok=True)
+        for name in ("passwd", "group", "resolv.conf", "hosts"):
+            (partial / "etc" / name).touch()
         certs = partial / "etc/ssl/certs"
         certs.mkdir(parents=True, exist_ok=True)
         with open(certs / "ca-certificates.crt", "wb") as bundle:
@@ -188,10 +192,15 @@ class Toolchain:
         for name in sorted(os.listdir("/")):
             if name not in OWN and os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"):
                 out += ["--bind", f"/{name}", f"/{name}"]
-        # Kernel builds of the host (KDIR=) and its view of users and names.
-        for extra in ("/usr/lib/modules", "/usr/src", "/etc/passwd", "/etc/group",
-                      "/etc/resolv.conf", "/etc/hosts"):
-            if os.path.exists(extra) and os.path.lexists(f"{self.tree}{extra}"):
+        # Kernel builds of the host (KDIR=) beside the sources of the tree.
+        out += ["--tmpfs", "/usr/src"]
+        for root in ("/", str(self.tree)):
+            directory = os.path.join(root, "usr/src")
+            for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+                out += ["--bind", f"{directory}/{name}", f"/usr/src/{name}"]
+        for extra in ("/usr/lib/modules", "/etc/passwd", "/etc/group", "/etc/resolv.conf",
+                      "/etc/hosts"):
+            if os.path.exists(extra):
                 out += ["--ro-bind", extra, extra]
         base = {"PATH": "/usr/local/bin:/usr/bin:/usr/sbin", "LANG": "C.UTF-8"}
         for key in ("HOME", "TERM", "USER", "CARGO_NET_OFFLINE", "http_proxy", "https_proxy"):
@@ -204,7 +213,7 @@ class Toolchain:
         return out
 
     def run(self, argv, log, what, cwd=None, env=None):
-        common.logged(self.wrap(argv, cwd, env), log, what)
+        common.logged(self.wrap(argv, cwd, env), log, what, shown=argv)
 
     def output(self, argv, cwd=None, env=None):
         return common.output(self.wrap(argv, cwd, env))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What people type. The kernel's build system reads Kbuild instead, and the work
+# is done by scripts/avl.py: see `make help`.
+
+# Hand these on, as given on the command line or in the environment.
+export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS VARIANT TOOLCHAIN
+export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
+
+# The commands call make themselves, with their own -j.
+MAKEFLAGS += --no-print-directory
+AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B $(CURDIR)/scripts/avl.py
+
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-full smoke \
+	patches-apply patches-check rustfmt rustfmtcheck clippy checkpatch lint \
+	rust-analyzer rustdoc clean distclean
+
+.PHONY: all help check-debug python3 $(TARGETS)
+.NOTPARALLEL:
+
+all: modules
+
+python3:
+	@command -v python3 >/dev/null || \
+		{ echo "python3 is missing: apt-get install python3" >&2; exit 2; }
+
+$(TARGETS): python3
+	$(AVL) $@
+
+check-debug: python3
+	@$(MAKE) check VARIANT=debug
+
+help:
+	@echo 'anon_vma_lazy: a kernel patch series and a Rust module. Nothing needs to be'
+	@echo 'installed first but make, python3 and patch; what is missing is fetched.'
+	@echo
+	@echo 'Start here:'
+	@echo '  run             - build all, boot the patched kernel in QEMU, show what lazy mode saves'
+	@echo '  check           - run the tests; ends with "N passed, N failed, N skipped"'
+	@echo
+	@echo 'Build:'
+	@echo '  all, modules    - anon_vma_lazy.ko against KDIR, or the kernel of "make kernel" (default)'
+	@echo '  kernel          - fetch, patch, configure and build the test kernel'
+	@echo '  modules_install - install the module (INSTALL_MOD_PATH, INSTALL_MOD_DIR)'
+	@echo '  clean           - remove build/; the cache stays'
+	@echo '  distclean       - clean, and remove kernels, sources and tools from the cache'
+	@echo
+	@echo 'Try it:'
+	@echo '  qemu            - an interactive shell in a guest, module loaded'
+	@echo '  patches-apply   - put the series onto your own tree: KSRC=... (git: as commits)'
+	@echo
+	@echo 'Test:'
+	@echo '  smoke           - boot, load, take first faults'
+	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
+	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
+	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
+	@echo '  check-full      - all of that, both architectures; goes on where it was stopped'
+	@echo
+	@echo 'Code:'
+	@echo '  lint            - rustfmtcheck, clippy, checkpatch, shellcheck, pyflakes, SPDX lines'
+	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch'
+	@echo '  rust-analyzer   - rust-project.json for the editor'
+	@echo '  rustdoc         - documentation of the module, private items included'
+	@echo
+	@echo 'Variables:                                                          default'
+	@echo '  ARCH            x86_64 or arm64                                   this machine'
+	@echo '  KDIR            kernel build directory for the module             of make kernel'
+	@echo '  KSRC            kernel source tree, 7.3.y, instead of the package -'
+	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
+	@echo '  O               where the kernel is built                         in AVL_CACHE'
+	@echo '  MO              where the module is built                         build/ARCH/module'
+	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
+	@echo '  TESTS           guest tests of make check, by name                all'
+	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
+	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'
+	@echo '  ACCEL           auto (KVM if a guest boots in it), tcg, kvm       auto'
+	@echo '  TIMEOUT         seconds for a guest                               by test'
+	@echo '  JOBS            parallel jobs                                     all CPUs'
+	@echo '  V               1: commands of the kernel build in the logs       -'
+	@echo '  AVL_CACHE       toolchain, sources, kernels (12 GB)               ~/.cache/anon-vma-lazy'
+	@echo '  MIRROR          Debian mirror                                     of the host'"'"'s apt'
+
+# An unknown target gets one line, not make's two.
+%:
+	@echo "unknown target '$@': make help lists them" >&2; exit 2

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The test runs: make check, check-debug, check-full, patches-check."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+from . import common, guest, ktap, source
+from .common import TOP, Failure, say
+from .kernel import Kernel, Module
+from .ktap import Result
+
+# The tests of a patched guest, in order; taint looks back on all of them.
+GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "taint")
+# A debug kernel under TCG is that much slower.
+TIMEOUTS = {"release": 600, "debug": 1800}
+
+
+def selected():
+    """The guest tests of TESTS=, or all of them."""
+    names = common.setting("TESTS").replace(",", " ").split()
+    unknown = sorted(set(names) - set(GUEST_TESTS))
+    if unknown:
+        raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(GUEST_TESTS)}")
+    return tuple(name for name in GUEST_TESTS if name in names) if names else GUEST_TESTS
+
+
+class Stage:
+    """Times a stage and says so."""
+
+    times = []
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        say(f"--- {self.name}")
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(self, *_):
+        self.times.append((self.name, time.monotonic() - self.started))
+
+    @classmethod
+    def show(cls):
+        print("  stage                                      seconds")
+        for name, seconds in cls.times:
+            print(f"  {name:<42} {seconds:7.0f}")
+
+
+def host_tests(toolchain):
+    """The shared logic under cargo test, one result for each test."""
+    log = common.log_path("host-tests")
+    log.write_text("")
+    try:
+        toolchain.run(["cargo", "test", "--locked", "--manifest-path", TOP / "tests/host/Cargo.toml"],
+                      log, "host tests", env={"CARGO_TARGET_DIR": TOP / "build/host"})
+        failure = None
+    except Failure as error:
+        failure = error
+    text = log.read_text(errors="replace")
+    results = []
+    for name, verdict in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (\w+)", text, re.M):
+        status = {"ok": "passed", "ignored": "skipped"}.get(verdict, "failed")
+        results.append(Result(f"host/{name}", status, "" if status == "passed" else str(log)))
+    warnings = re.findall(r"^warning: .*", text, re.M)
+    if warnings:
+        results.append(Result("host/no-warnings", "failed", warnings[0]))
+    if failure and all(r.status != "failed" for r in results):
+        results.append(Result("host/cargo", "failed", str(failure)))
+    if not results:
+        results.append(Result("host/cargo", "failed", f"no test ran; log: {log}"))
+    return results
+
+
+def harness_tests():
+    """The harness's own unit tests: what it must refuse and what it must notice."""
+    env = {k: v for k, v in os.environ.items()
+           if k not in ("ARCH", "KDIR", "KSRC", "O", "MO", "TESTS", "VARIANT", "TIMEOUT", "ACCEL",
+                        "TOOLCHAIN", "MAKEFLAGS", "MFLAGS", "KERNEL_TARBALL", "LLVM")}
+    result = subprocess.run([sys.executable, "-B", "-m", "unittest", "discover", "-b", "-v", "-s",
+                             str(TOP / "tests/harness")], cwd=TOP, check=False, env=env,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+    text = result.stdout.decode(errors="replace")
+    log = common.log_path("harness-tests")
+    log.write_text(text)
+    results = []
+    for name, verdict in re.findall(r"^(\w+) \(.*?\)(?:\n.*?)? \.\.\. (\w+)", text, re.M):
+        status = {"ok": "passed", "skipped": "skipped"}.get(verdict, "failed")
+        results.append(Result(f"harness/{name}", status, "" if status == "passed" else str(log)))
+    if not results or (result.returncode and all(r.status != "failed" for r in results)):
+        results.append(Result("harness/unittest", "failed", f"exit {result.returncode}; {log}"))
+    return results
+
+
+class Bench:
+    """What a guest is made of: kernel, module, programs, initramfs."""
+
+    def __init__(self, toolchain, arch, variant="release", upto=None, module=True):
+        log = common.log_path(f"guest-{arch}")
+        self.kernel = Kernel(toolchain, arch, variant, upto).build()
+        self.module = None
+        if module:
+            name = "module" if variant == "release" else f"module-{variant}"
+            output = TOP / "build" / arch / name if variant != "release" else None
+            self.module = Module(toolchain, arch, self.kernel.build_dir, output).build()
+        programs = guest.compile_programs(toolchain, arch, self.kernel.source, log)
+        self.initrd = guest.initramfs(toolchain, arch, self.kernel,
+                                      self.module and self.module.file, programs, log)
+
+
+def guest_check(toolchain, guests, arch, variant, tests):
+    """The tests of a patched guest."""
+    bench = Bench(toolchain, arch, variant)
+    run = guests.run(f"check-{variant}", bench.kernel.image, bench.initrd, "check",
+                     f"avl.tests={','.join(tests)}", TIMEOUTS[variant])
+    results = ktap.settle(guest.judge(run, tests, bench.kernel.source), arch)
+    if any(r.status == "failed" for r in results):
+        run.show_end()
+    return bench, results
+
+
+def harness_guests(guests, bench):
+    """A guest that panics, one that hangs: both have to count as failures."""
+    results = []
+    for mode, wanted, timeout in (("panic", "Kernel panic", 60), ("hang", "was stopped after", 15)):
+        name = f"must-fail-{mode}"
+        run = guests.run(name, bench.kernel.image, bench.initrd, mode, timeout=timeout)
+        judged = guest.judge(run, ("before", "after"), bench.kernel.source)
+        seen = [r for r in judged if r.status == "failed" and wanted in r.reason] or \
+            [line for line in guest.badness(run.console) if wanted in line]
+        missing = [r for r in judged if r.name == "after" and r.status == "failed"]
+        ok = seen and missing and any(r.status == "failed" for r in judged)
+        results.append(Result(f"harness/{name}", "passed" if ok else "failed",
+                              "" if ok else f"not noticed: {[vars(r) for r in judged]}"))
+    return results
+
+
+def refusal(toolchain, guests, arch, bench, variant):
+    """The module on a kernel without the patches."""
+    kernel = Kernel(toolchain, arch, variant).build()
+    tests = ("refused",)
+    run = guests.run(f"refused-{variant}", kernel.image, bench.initrd, "check",
+                     "avl.tests=refused", 120, numa=variant != "plain")
+    results = guest.judge(run, tests, kernel.source)
+    if any(r.status == "failed" for r in results):
+        run.show_end()
+    return [Result(f"unpatched/{r.name}", r.status, r.reason) for r in ktap.settle(results, arch)]
+
+
+def check(toolchain, arch):
+    """make check: everything that is quick once the kernels are built."""
+    guests = guest.Guests(toolchain, arch)
+    variant = common.setting("VARIANT", "release")
+    if variant not in TIMEOUTS:
+        raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
+    tests = selected()
+    results = []
+    if not common.setting("TESTS"):
+        with Stage("host tests"):
+            results += host_tests(toolchain)
+        with Stage("harness tests"):
+            results += harness_tests()
+    with Stage(f"kernel and module, {arch} {variant}"):
+        bench = Bench(toolchain, arch, variant)
+    with Stage(f"guest tests, {arch} {variant}"):
+        results += guest_check(toolchain, guests, arch, variant, tests)[1]
+    if not common.setting("TESTS") and variant == "release":
+        with Stage("guests that must fail"):
+            results += harness_guests(guests, bench)
+        with Stage(f"unpatched kernel, {arch}"):
+            results += refusal(toolchain, guests, arch, bench, "plain")
+    Stage.show()
+    return ktap.report(ktap.settle(results, arch))
+
+
+def smoke(toolchain, arch):
+    """Boot, load the module, take first faults: the quick look at an architecture."""
+    guests = guest.Guests(toolchain, arch)
+    with Stage(f"kernel and module, {arch}"):
+        Bench(toolchain, arch)
+    with Stage(f"smoke test, {arch}"):
+        results = guest_check(toolchain, guests, arch, "release", ("boot", "hook", "taint"))[1]
+    Stage.show()
+    return ktap.report(results)
+
+
+def patches_check(toolchain, arch):
+    """Each patch of the series, on top of those before it: builds, and boots."""
+    guests = guest.Guests(toolchain, arch)
+    results = []
+    patches = source.series()
+    for number, patch in enumerate(patches, 1):
+        name = f"patch-{number:04}"
+        with Stage(f"{patch.name[:38]}"):
+            try:
+                bench = Bench(toolchain, arch, "release", upto=number, module=False)
+            except Failure as error:
+                results.append(Result(f"{name}/builds", "failed", str(error)))
+                break
+            results.append(Result(f"{name}/builds", "passed"))
+            log = common.log_path(f"kernel-{arch}-release")
+            warnings = re.findall(r"^.*warning:.*$", log.read_text(errors="replace"), re.M)
+            results.append(Result(f"{name}/no-warnings", "failed" if warnings else "passed",
+                                  warnings[0] if warnings else ""))
+            run = guests.run(name, bench.kernel.image, bench.initrd, "check",
+                             "avl.tests=boot,taint", 120)
+            judged = guest.judge(run, ("boot", "taint"), bench.kernel.source)
+            results += [Result(f"{name}/{r.name}", r.status, r.reason) for r in judged]
+    Stage.show()
+    return ktap.report(ktap.settle(results, arch))
+
+
+# The stages of check-full: a name, and the make command line.
+FULL = (
+    ("lint", ["lint"]),
+    ("check-x86_64", ["check", "ARCH=x86_64"]),
+    ("check-arm64", ["check", "ARCH=arm64"]),
+    ("check-debug-x86_64", ["check-debug", "ARCH=x86_64"]),
+    ("unpatched-x86_64", ["check-unpatched", "ARCH=x86_64"]),
+    ("patches-check-x86_64", ["patches-check", "ARCH=x86_64"]),
+)
+
+
+def unpatched(toolchain, arch):
+    """The module on an unpatched kernel of the very configuration of the patched one."""
+    guests = guest.Guests(toolchain, arch)
+    results = refusal(toolchain, guests, arch, Bench(toolchain, arch), "base")
+    return ktap.report(results)
+
+
+def tree_key():
+    """What the outcome of a stage depends on: every committed or changed file."""
+    files = common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
+    if files is None:
+        return None
+    return common.digest(*[part for name in sorted(files.split("\n")) if name
+                           and (TOP / name).is_file() for part in (name, TOP / name)])
+
+
+def check_full():
+    """Every stage, one after the other; those that passed on this very tree are not repeated."""
+    key = tree_key()
+    done_dir = TOP / "build" / "full"
+    done_dir.mkdir(parents=True, exist_ok=True)
+    failed = []
+    rows = []
+    for name, target in FULL:
+        stamp = done_dir / name
+        if key and stamp.exists() and stamp.read_text().startswith(key):
+            rows.append((name, stamp.read_text().split("\n", 1)[1].strip()))
+            say(f"{name}: passed before on this tree")
+            continue
+        stamp.unlink(missing_ok=True)
+        started = time.monotonic()
+        log = common.log_path(f"full-{name}")
+        say(f"{name}: running; log: {log}")
+        with open(log, "wb") as out:
+            status = subprocess.run(["make", "-C", str(TOP), *target], stdin=subprocess.DEVNULL,
+                                    stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+        last = ([line for line in common.tail(log, 40) if re.search(r"\d+ passed", line)] or
+                common.tail(log, 1) or [""])[-1].strip()
+        verdict = f"{'passed' if not status else 'FAILED'} in {time.monotonic() - started:.0f} s: " \
+                  f"{last}"
+        say(f"{name}: {verdict}")
+        rows.append((name, verdict))
+        if status:
+            failed.append(name)
+        elif key:
+            stamp.write_text(f"{key}\n{verdict}\n")
+    for name, verdict in rows:
+        print(f"  {name:<24} {verdict}")
+    print(f"{len(FULL) - len(failed)} passed, {len(failed)} failed, 0 skipped")
+    return len(failed)

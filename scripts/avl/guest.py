@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Guests: their programs and initramfs, the QEMU command, one run, what to make of it."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from . import common, ktap
+from .common import TOP, Failure, say
+from .toolchain import QEMU
+
+CPUS = 4
+MEMORY_MB = 2048
+CONSOLE = {"x86_64": "ttyS0", "arm64": "ttyAMA0"}
+# A kernel that has anything of this on its console has a defect. On top of what
+# rcutorture's console-badness.sh looks for.
+BADNESS = re.compile(
+    r"WARNING:|\bBUG\b|Oops|Kernel panic|Call [Tt]race:|Bad page|Bad rss-counter|Bad pagetable|"
+    r"bad page|non-zero pgtables_bytes|unable to handle|general protection fault|"
+    r"Internal error:|Unhandled fault|detected stalls|self-detected stall|kthread starved|"
+    r"Writer stall state|blocked for more than|possible (?:circular|recursive|irq) lock|"
+    r"inconsistent lock state|held lock freed|sleeping function called|scheduling while atomic|"
+    r"suspicious RCU|KASAN|KCSAN|UBSAN|KFENCE|kmemleak: \d+ new|memory leak|refcount_t:|"
+    r"list_(?:add|del) corruption|ODEBUG|page_table_check|Objects remaining|"
+    r"VM_WARN|VM_BUG|!!!|\?\?\? |rust_kernel: .*panicked|lockdep.*turn(?:ed|ing) off")
+# Lines that match the above and are none: start-up messages of the checkers themselves.
+HARMLESS = re.compile(
+    r"KernelAddressSanitizer initialized|kfence: initialized|kcsan: (?:enabled|selftest|strict|non)|"
+    r"KASAN: shadow|Lock dependency validator|\bBUG_ON\b.*enabled|kmemleak: Kernel memory leak")
+
+
+def badness(text):
+    """The lines of a console that must not be there."""
+    return [line for line in text.splitlines()
+            if BADNESS.search(line) and not HARMLESS.search(line)]
+
+
+def compile_programs(toolchain, arch, source_tree, log):
+    """The guest tests and the workload, static. Returns the directory."""
+    out = TOP / "build" / arch / "guest"
+    out.mkdir(parents=True, exist_ok=True)
+    selftests = source_tree / "tools/testing/selftests"
+    for file in sorted((TOP / "tests/guest").glob("*.c")) + sorted((TOP / "samples").glob("*.c")):
+        toolchain.run([toolchain.gcc(arch), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
+                       "-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers",
+                       "-static", "-pthread",
+                       f"-I{selftests}", f"-isystem{selftests.parent.parent}/include/uapi",
+                       "-o", out / file.stem, file], log, f"compiling {file.name}")
+    return out
+
+
+def kunit_suites():
+    """The suites that the module's sources define."""
+    names = set()
+    for file in (TOP / "rust").rglob("*.rs"):
+        names |= set(re.findall(r"kunit_tests\((\w+)\)", file.read_text()))
+    if not names:
+        raise Failure("found no KUnit suite in rust/: the pattern in kunit_suites() is out of date")
+    return sorted(names)
+
+
+def initramfs(toolchain, arch, kernel, module, programs, log):
+    """An initramfs for this module, made by the kernel's gen_init_cpio. Returns the file."""
+    out = TOP / "build" / arch / "initramfs"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "kunit-suites").write_text("\n".join(kunit_suites()) + "\n")
+    busybox = toolchain.busybox(arch)
+    shutil.copyfile(busybox, out / "busybox")
+    rows = ["dir /dev 755 0 0", "nod /dev/console 600 0 0 c 5 1", "nod /dev/null 666 0 0 c 1 3",
+            "dir /bin 755 0 0", "dir /tmp 1777 0 0", "dir /avl 755 0 0", "dir /avl/tests 755 0 0",
+            "dir /proc 555 0 0", "dir /sys 555 0 0",
+            f"file /bin/busybox {out}/busybox 755 0 0", f"file /init {TOP}/scripts/guest/init 755 0 0",
+            f"file /avl/kunit-suites {out}/kunit-suites 644 0 0"]
+    if module:
+        rows.append(f"file /avl/anon_vma_lazy.ko {module} 644 0 0")
+    for script in ("run-tests", "run-workload"):
+        rows.append(f"file /avl/{script} {TOP}/scripts/guest/{script} 755 0 0")
+    for test in sorted((TOP / "tests/guest").iterdir()):
+        if test.suffix == ".c":
+            rows.append(f"file /avl/tests/{test.stem} {programs}/{test.stem} 755 0 0")
+        elif not test.suffix:
+            rows.append(f"file /avl/tests/{test.name} {test} 755 0 0")
+    for sample in sorted((TOP / "samples").glob("*.c")):
+        rows.append(f"file /avl/{sample.stem} {programs}/{sample.stem} 755 0 0")
+    if any(" " in str(p) for p in (TOP, out, module or "", programs)):
+        raise Failure(f"the path {TOP} has a blank in it, which gen_init_cpio cannot take")
+    (out / "list").write_text("\n".join(rows) + "\n")
+    image = out / "initramfs.cpio"
+    toolchain.run(["sh", "-c", '"$1" "$2" > "$3"', "sh", kernel.build_dir / "usr/gen_init_cpio",
+                   out / "list", image], log, "making the initramfs")
+    return image
+
+
+def qemu_command(arch, kernel_image, initrd, mode, accel, directory, options="", numa=True,
+                 interactive=False):
+    """The QEMU command line as a list."""
+    append = [f"console={CONSOLE[arch]}", "panic=-1", "oops=panic", "slab_nomerge",
+              f"avl.mode={mode}", options]
+    # x86 without ACPI has no other way out; -no-reboot makes a reset the end.
+    argv = [QEMU[arch], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-smp", f"{CPUS},sockets=2,cores={CPUS // 2}", "-m", f"{MEMORY_MB}M"]
+    if arch == "x86_64":
+        argv += ["-M", f"q35,accel={accel}", "-cpu", "max" if accel == "tcg" else "host"]
+        append.append("reboot=t")
+    else:
+        argv += ["-M", f"virt,accel={accel},gic-version=3",
+                 "-cpu", "max,pauth-impdef=on" if accel == "tcg" else "host"]
+    if numa:
+        half = CPUS // 2
+        for node in range(2):
+            argv += ["-object", f"memory-backend-ram,id=ram{node},size={MEMORY_MB // 2}M",
+                     "-numa", f"node,nodeid={node},memdev=ram{node},"
+                              f"cpus={node * half}-{(node + 1) * half - 1}"]
+    argv += ["-kernel", str(kernel_image), "-initrd", str(initrd)]
+    if interactive:
+        argv += ["-serial", "mon:stdio"]
+    else:
+        argv += ["-serial", f"file:{directory}/console.log", "-device", "virtio-serial-pci",
+                 "-chardev", f"file,id=verdict,path={directory}/verdict.log",
+                 "-device", "virtserialport,chardev=verdict,name=avl.verdict"]
+    return argv + ["-append", " ".join(filter(None, append))]
+
+
+class Run:
+    """One guest that ran to its end, or did not."""
+
+    def __init__(self, directory, status, seconds, timed_out):
+        self.directory = directory
+        self.status = status
+        self.seconds = seconds
+        self.timed_out = timed_out
+        self.console = self._text("console.log")
+        self.verdict = self._text("verdict.log")
+
+    def _text(self, name):
+        try:
+            return (self.directory / name).read_text(errors="replace").replace("\r", "")
+        except OSError:
+            return ""
+
+    def faults(self):
+        """What is wrong with the guest itself, whatever its tests say."""
+        found = []
+        if self.timed_out:
+            found.append(f"the guest was stopped after {self.seconds:.0f} s (TIMEOUT)")
+        elif self.status:
+            found.append(f"QEMU ended with status {self.status}")
+        if not self.timed_out and "avl: end of guest" not in self.console:
+            found.append("the guest died before its end")
+        bad = badness(self.console)
+        if bad:
+            found.append(f"{len(bad)} bad lines on the console, the first: {bad[0].strip()}")
+        return found
+
+    def show_end(self, lines=25):
+        print(f"    last lines of the console ({self.directory}/console.log):")
+        for line in self.console.splitlines()[-lines:]:
+            print(f"    | {line}")
+
+
+class Guests:
+    """Boots guests of one architecture."""
+
+    def __init__(self, toolchain, arch):
+        self.toolchain = toolchain
+        self.arch = arch
+        self._accel = None
+
+    def accel(self, kernel_image, initrd):
+        """TCG, or KVM where a guest has been seen to boot in it."""
+        if self._accel:
+            return self._accel
+        choice = common.setting("ACCEL", "auto")
+        if choice not in ("auto", "tcg", "kvm"):
+            raise Failure(f"ACCEL={choice} is unknown: use auto, tcg or kvm")
+        possible = os.access("/dev/kvm", os.R_OK | os.W_OK) and \
+            common.arch() == common.ARCH_NAMES.get(os.uname().machine)
+        if choice == "kvm" and not possible:
+            raise Failure("ACCEL=kvm, but /dev/kvm cannot be used for this architecture")
+        self._accel = "tcg"
+        if choice != "tcg" and possible:
+            run = self._start("probe-kvm", kernel_image, initrd, "probe", "kvm", 10, quiet=True)
+            if "avl: alive" in run.console:
+                self._accel = "kvm"
+            elif choice == "kvm":
+                raise Failure("ACCEL=kvm, but a guest does not boot in it within 10 s")
+            else:
+                say("KVM: a guest did not boot in it within 10 s, using TCG")
+        return self._accel
+
+    def run(self, name, kernel_image, initrd, mode, options="", timeout=600, numa=True):
+        """Boot one guest and wait for its end."""
+        accel = self.accel(kernel_image, initrd)
+        timeout = common.number("TIMEOUT", timeout)
+        return self._start(name, kernel_image, initrd, mode, accel, timeout, options, numa)
+
+    def _start(self, name, kernel_image, initrd, mode, accel, timeout, options="", numa=True,
+               quiet=False):
+        directory = TOP / "build" / self.arch / "run" / name
+        if directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
+        argv = qemu_command(self.arch, kernel_image, initrd, mode, accel, directory, options, numa)
+        (directory / "command").write_text(shlex.join(argv) + "\n")
+        if not quiet:
+            say(f"guest {name}: {accel}, at most {timeout} s; console: {directory}/console.log")
+            print(f"    {shlex.join(argv)}", flush=True)
+        started = time.monotonic()
+        timed_out = False
+        with open(directory / "qemu.log", "wb") as out:
+            process = subprocess.Popen(self.toolchain.wrap(argv, TOP), stdin=subprocess.DEVNULL,
+                                       stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                note = 30
+                while True:
+                    try:
+                        status = process.wait(timeout=0.2)
+                        break
+                    except subprocess.TimeoutExpired:
+                        elapsed = time.monotonic() - started
+                        if elapsed > timeout:
+                            timed_out = True
+                            common.stop_group(process)
+                            status = None
+                            break
+                        if elapsed > note and not quiet:
+                            note += 30
+                            last = (common.tail(directory / "verdict.log", 1) or ["booting"])[0]
+                            say(f"  guest {name}: {elapsed:.0f} s, {last.strip()[:70]}")
+            except BaseException:
+                common.stop_group(process)
+                raise
+        if status and not quiet:
+            for line in common.tail(directory / "qemu.log", 5):
+                print(f"    qemu: {line}")
+        return Run(directory, status, time.monotonic() - started, timed_out)
+
+    def shell(self, kernel_image, initrd):
+        """An interactive shell in a guest with the module loaded."""
+        accel = self.accel(kernel_image, initrd)
+        argv = qemu_command(self.arch, kernel_image, initrd, "shell", accel, None, interactive=True)
+        print(shlex.join(argv), flush=True)
+        return self.toolchain.interactive(argv, TOP)
+
+
+def judge(run, planned, source_tree):
+    """Turn a check run into results: every planned test has to be there."""
+    results = ktap.parse(run.verdict, planned, source_tree)
+    for fault in run.faults():
+        results.append(ktap.Result(f"guest {run.directory.name}", "failed", fault))
+    if not run.faults():
+        results.append(ktap.Result(f"guest {run.directory.name}", "passed"))
+    return results

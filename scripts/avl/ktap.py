@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Verdicts: read with the kernel's own KTAP parser, held against what was planned."""
+
+import io
+import re
+import sys
+from dataclasses import dataclass
+
+from .common import TOP, Failure
+
+SKIPS = TOP / "tests/expected-skips"
+
+
+@dataclass
+class Result:
+    """One test: where it is, 'passed', 'failed' or 'skipped', and why."""
+    name: str
+    status: str
+    reason: str = ""
+
+
+def expected_skips(arch):
+    """{test: reason} from the committed list, for one architecture."""
+    found = {}
+    for number, line in enumerate(SKIPS.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split(None, 2)
+        if len(fields) < 3:
+            raise Failure(f"{SKIPS.name}:{number}: needs ARCH TEST REASON")
+        if fields[0] in (arch, "all"):
+            found[fields[1]] = fields[2]
+    return found
+
+
+def _parser(source_tree):
+    directory = str(source_tree / "tools/testing/kunit")
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    import kunit_parser  # pylint: disable=import-outside-toplevel
+    from kunit_printer import Printer  # pylint: disable=import-outside-toplevel
+    return kunit_parser, Printer
+
+
+def _leaves(test, path):
+    name = f"{path}/{test.name}" if path else test.name
+    if test.subtests:
+        for sub in test.subtests:
+            yield from _leaves(sub, name)
+    else:
+        yield name, test
+
+
+def parse(text, planned, source_tree):
+    """
+    The results of a guest. `planned` names the tests that were asked for: one
+    that is missing, or has no verdict, or a plan that does not hold, is a failure.
+    """
+    parser, printer = _parser(source_tree)
+    messages = io.StringIO()
+    lines = text.splitlines()
+    if not re.search(r"^1\.\.\d+$", text, re.M):
+        return [Result("plan", "failed", "the guest sent no plan")] + \
+            [Result(name, "failed", "missing") for name in planned]
+    # The parser has no use for binary junk of a test that broke off.
+    root = parser.parse_run_tests([line + "\n" for line in lines], printer(output=messages))
+    status = parser.TestStatus
+    results = []
+    top = {test.name: test for test in root.subtests}
+    for name in planned:
+        if name not in top:
+            results.append(Result(name, "failed", "missing: the guest did not get that far"))
+            continue
+        test = top[name]
+        before = len(results)
+        for leaf_name, leaf in _leaves(test, ""):
+            if leaf.status == status.SUCCESS:
+                results.append(Result(leaf_name, "passed"))
+            elif leaf.status == status.SKIPPED:
+                results.append(Result(leaf_name, "skipped",
+                                      leaf.skip_reason or "no reason given"))
+            else:
+                results.append(Result(leaf_name, "failed", leaf.status.name.lower()))
+        # Its own verdict (an exit status, a plan of its own that did not hold) counts as well.
+        if all(r.status != "failed" for r in results[before:]) and \
+                (not test.ok_status() or test.counts.errors):
+            results.append(Result(name, "failed", "its plan or its exit status does not fit"))
+    # A broken-off guest leaves a last one without a name; what it lacks is reported above.
+    unasked = sorted(set(top) - set(planned) - {""})
+    results += [Result(name, "failed", "not planned") for name in unasked]
+    return results
+
+
+def settle(results, arch):
+    """A skip that is not on the committed list is a failure; so is a listed one that ran."""
+    known = expected_skips(arch)
+    settled = []
+    for result in results:
+        if result.status == "skipped" and result.name not in known:
+            result = Result(result.name, "failed",
+                            f"skipped ({result.reason}), and not in tests/expected-skips")
+        elif result.status == "skipped":
+            result = Result(result.name, "skipped", known[result.name])
+        settled.append(result)
+    return settled
+
+
+def report(results):
+    """Show failures and skips, and the line that counts. Returns the number of failures."""
+    count = {status: sum(r.status == status for r in results)
+             for status in ("passed", "failed", "skipped")}
+    for status in ("skipped", "failed"):
+        for result in results:
+            if result.status == status:
+                print(f"  {status.upper()} {result.name}: {result.reason}")
+    if not results:
+        print("  FAILED: no test ran")
+        count["failed"] = 1
+    print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
+          flush=True)
+    return count["failed"]

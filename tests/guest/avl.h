@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the guest tests share: the module, its sysctl, its counters. */
+#ifndef AVL_H
+#define AVL_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define AVL_MODULE "/avl/anon_vma_lazy.ko"
+#define AVL_SYSCTL "/proc/sys/vm/anon_vma_lazy"
+#define AVL_COUNTERS "/sys/kernel/debug/anon_vma_lazy/counters"
+
+/* Load the module; 0 or -errno. */
+static inline int avl_load(const char *params)
+{
+	int fd = open(AVL_MODULE, O_RDONLY | O_CLOEXEC);
+	int err = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (syscall(SYS_finit_module, fd, params, 0))
+		err = -errno;
+	close(fd);
+	return err;
+}
+
+/* Unload the module; 0 or -errno. */
+static inline int avl_unload(void)
+{
+	return syscall(SYS_delete_module, "anon_vma_lazy", O_NONBLOCK) ? -errno : 0;
+}
+
+/* Read a whole small file; its length or -errno. */
+static inline ssize_t avl_read(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t len;
+
+	if (fd < 0)
+		return -errno;
+	len = read(fd, text, size - 1);
+	if (len < 0)
+		len = -errno;
+	else
+		text[len] = 0;
+	close(fd);
+	return len;
+}
+
+/* Write in one call; 0 or -errno. A short write is -EIO. */
+static inline int avl_write(const char *path, const char *text, size_t len)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t done;
+	int err = 0;
+
+	if (fd < 0)
+		return -errno;
+	done = write(fd, text, len);
+	if (done < 0)
+		err = -errno;
+	else if ((size_t)done != len)
+		err = -EIO;
+	close(fd);
+	return err;
+}
+
+/* A counter of the module, or -1 if there is none of that name. */
+static inline long long avl_counter(const char *name)
+{
+	char text[4096], *line, *save;
+
+	if (avl_read(AVL_COUNTERS, text, sizeof(text)) < 0)
+		return -1;
+	for (line = strtok_r(text, "\n", &save); line;
+	     line = strtok_r(NULL, "\n", &save)) {
+		size_t len = strlen(name);
+
+		if (!strncmp(line, name, len) && line[len] == ' ')
+			return strtoll(line + len + 1, NULL, 10);
+	}
+	return -1;
+}
+
+/*
+ * Map @nr single pages with holes between them, so that none of them merge.
+ * Page i is at area + 2 * i * page. NULL on failure. Nothing is touched.
+ */
+static inline char *avl_map_separate(size_t nr)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	char *area = mmap(NULL, 2 * nr * page, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (area == MAP_FAILED)
+		return NULL;
+	for (size_t i = 0; i < nr; i++)
+		if (mprotect(area + 2 * i * page, page, PROT_READ | PROT_WRITE))
+			return NULL;
+	return area;
+}
+
+#endif /* AVL_H */

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The first-fault hook: called once for each VMA that takes an anonymous fault,
+ * and counted as what it is. The guest is quiet beside the test; what else
+ * faults meanwhile (its own shell) is allowed for by SLACK.
+ */
+#define _GNU_SOURCE
+#include <sys/wait.h>
+
+#include "kselftest_harness.h"
+#include "avl.h"
+
+#define VMAS 300
+#define SLACK 20
+
+FIXTURE(hook)
+{
+	size_t page;
+};
+
+FIXTURE_SETUP(hook)
+{
+	self->page = sysconf(_SC_PAGESIZE);
+	ASSERT_EQ(avl_load(""), 0);
+}
+
+FIXTURE_TEARDOWN(hook)
+{
+	ASSERT_EQ(avl_unload(), 0);
+}
+
+/* What a counter grows by while @body runs; the reading itself is warmed up. */
+#define GROWTH(name, body) ({				\
+	long long before_, after_;			\
+	avl_counter(name);				\
+	before_ = avl_counter(name);			\
+	body;						\
+	after_ = avl_counter(name);			\
+	before_ < 0 || after_ < 0 ? -1 : after_ - before_;	\
+})
+
+static void touch(char *area, size_t nr, size_t page)
+{
+	for (size_t i = 0; i < nr; i++)
+		area[2 * i * page]++;
+}
+
+TEST_F(hook, quiet_when_nothing_faults_first)
+{
+	long long n = GROWTH("first_fault", usleep(50000));
+
+	EXPECT_GE(n, 0);
+	EXPECT_LE(n, SLACK);
+}
+
+TEST_F(hook, one_call_for_each_vma)
+{
+	char *area = avl_map_separate(VMAS);
+	long long n;
+
+	ASSERT_NE(area, NULL);
+	n = GROWTH("first_fault", touch(area, VMAS, self->page));
+	EXPECT_GE(n, VMAS);
+	EXPECT_LE(n, VMAS + SLACK);
+	/* They are prepared now. */
+	n = GROWTH("first_fault", touch(area, VMAS, self->page));
+	EXPECT_LE(n, SLACK);
+}
+
+TEST_F(hook, reading_is_not_an_anonymous_fault)
+{
+	char *area = avl_map_separate(VMAS);
+	volatile char sum = 0;
+	long long n;
+
+	ASSERT_NE(area, NULL);
+	n = GROWTH("first_fault", {
+		for (size_t i = 0; i < VMAS; i++)
+			sum += area[2 * i * self->page];
+	});
+	EXPECT_LE(n, SLACK);
+}
+
+TEST_F(hook, off_is_counted_as_off)
+{
+	char *area = avl_map_separate(2 * VMAS);
+	char *second = area + 2 * VMAS * self->page;
+	long long n;
+
+	ASSERT_NE(area, NULL);
+	n = GROWTH("first_fault_off", touch(area, VMAS, self->page));
+	EXPECT_EQ(n, 0);
+	ASSERT_EQ(avl_write(AVL_SYSCTL, "0", 1), 0);
+	n = GROWTH("first_fault_off", touch(second, VMAS, self->page));
+	EXPECT_GE(n, VMAS);
+	EXPECT_LE(n, VMAS + SLACK);
+}
+
+/* A private file mapping is natural, whatever its offset in the file. */
+TEST_F(hook, private_file_mapping_is_natural)
+{
+	int fd = open("/tmp/hook-file", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	long long unnatural, n;
+	char *area;
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(ftruncate(fd, 64 * self->page), 0);
+	area = mmap(NULL, 8 * self->page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 32 * self->page);
+	ASSERT_NE(area, MAP_FAILED);
+	unnatural = avl_counter("first_fault_unnatural");
+	n = GROWTH("first_fault", area[0] = 1);
+	EXPECT_GE(n, 1);
+	EXPECT_EQ(avl_counter("first_fault_unnatural"), unnatural);
+	close(fd);
+	unlink("/tmp/hook-file");
+}
+
+/* A VMA that was moved before its first fault gets the offset of where it is. */
+TEST_F(hook, moved_before_the_first_fault_is_natural)
+{
+	char *area = avl_map_separate(2), *moved;
+	long long unnatural, n;
+
+	ASSERT_NE(area, NULL);
+	moved = mremap(area, self->page, self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       area + self->page);
+	ASSERT_EQ(moved, area + self->page);
+	unnatural = avl_counter("first_fault_unnatural");
+	n = GROWTH("first_fault", moved[0] = 1);
+	EXPECT_GE(n, 1);
+	EXPECT_EQ(avl_counter("first_fault_unnatural"), unnatural);
+}
+
+/*
+ * The one way to an unfaulted VMA that is not natural: moved after its first
+ * fault, then wiped in a child.
+ */
+TEST_F(hook, wiped_child_of_a_moved_vma_is_unnatural)
+{
+	char *area = avl_map_separate(2), *moved;
+	pid_t pid;
+	int status;
+
+	ASSERT_NE(area, NULL);
+	area[0] = 1;
+	moved = mremap(area, self->page, self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       area + self->page);
+	ASSERT_EQ(moved, area + self->page);
+	ASSERT_EQ(madvise(moved, self->page, MADV_WIPEONFORK), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		long long n = GROWTH("first_fault_unnatural", moved[0] = 1);
+
+		_exit(n == 1 ? 0 : 1);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+}
+
+/* Threads that fault the same VMA at once: every call is counted, none is lost. */
+TEST_F(hook, events_add_up)
+{
+	long long all, off, raced, unnatural;
+	char *area = avl_map_separate(VMAS);
+
+	ASSERT_NE(area, NULL);
+	touch(area, VMAS, self->page);
+	off = avl_counter("first_fault_off");
+	raced = avl_counter("first_fault_raced");
+	unnatural = avl_counter("first_fault_unnatural");
+	all = avl_counter("first_fault");
+	EXPECT_GE(off, 0);
+	EXPECT_GE(raced, 0);
+	EXPECT_GE(unnatural, 0);
+	EXPECT_LE(off + raced + unnatural, all);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Loading and unloading the module, alone and while first faults race. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "kselftest_harness.h"
+#include "avl.h"
+
+#define CYCLES 100
+#define FAULTERS 3
+
+TEST(unload_when_not_loaded)
+{
+	ASSERT_EQ(avl_unload(), -ENOENT);
+}
+
+TEST(load_twice)
+{
+	ASSERT_EQ(avl_load(""), 0);
+	EXPECT_EQ(avl_load(""), -EEXIST);
+	EXPECT_EQ(avl_unload(), 0);
+}
+
+TEST(bad_value_of_parameter)
+{
+	EXPECT_EQ(avl_load("enabled=perhaps"), -EINVAL);
+	EXPECT_NE(access(AVL_SYSCTL, F_OK), 0);
+	EXPECT_EQ(avl_unload(), -ENOENT);
+}
+
+/* Nothing of the module stays behind when it goes. */
+TEST(files_come_and_go)
+{
+	EXPECT_NE(access(AVL_SYSCTL, F_OK), 0);
+	EXPECT_NE(access(AVL_COUNTERS, F_OK), 0);
+	ASSERT_EQ(avl_load(""), 0);
+	EXPECT_EQ(access(AVL_SYSCTL, F_OK), 0);
+	EXPECT_EQ(access(AVL_COUNTERS, F_OK), 0);
+	ASSERT_EQ(avl_unload(), 0);
+	EXPECT_NE(access(AVL_SYSCTL, F_OK), 0);
+	EXPECT_NE(access(AVL_COUNTERS, F_OK), 0);
+}
+
+/* An open file of a module that was unloaded gives an error, not a crash. */
+TEST(files_open_across_unload)
+{
+	char text[64];
+	int sysctl, counters;
+
+	ASSERT_EQ(avl_load(""), 0);
+	sysctl = open(AVL_SYSCTL, O_RDWR);
+	counters = open(AVL_COUNTERS, O_RDONLY);
+	ASSERT_GE(sysctl, 0);
+	ASSERT_GE(counters, 0);
+	/* An open debugfs file may hold the module: then it says so. */
+	if (avl_unload()) {
+		EXPECT_EQ(errno, EWOULDBLOCK);
+		close(counters);
+		counters = -1;
+		ASSERT_EQ(avl_unload(), 0);
+	}
+	EXPECT_LT(read(sysctl, text, sizeof(text)), 0);
+	EXPECT_LT(write(sysctl, "0\n", 2), 0);
+	close(sysctl);
+	if (counters >= 0) {
+		EXPECT_LT(read(counters, text, sizeof(text)), 0);
+		close(counters);
+	}
+}
+
+/* Shared with the faulting processes. */
+struct progress {
+	unsigned long faults[FAULTERS];
+	int stop;
+};
+
+static void *fault_loop(void *arg)
+{
+	struct progress *progress = ((void **)arg)[0];
+	const long self = (long)((void **)arg)[1];
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	while (!__atomic_load_n(&progress->stop, __ATOMIC_RELAXED)) {
+		char *area = avl_map_separate(8);
+
+		if (!area)
+			_exit(1);
+		for (int i = 0; i < 8; i++)
+			area[2 * i * page] = 1;
+		__atomic_fetch_add(&progress->faults[self], 8, __ATOMIC_RELAXED);
+		if (munmap(area, 16 * page))
+			_exit(1);
+	}
+	return NULL;
+}
+
+/* Two threads fault in one mm, and every now and then it forks. */
+static void faulter(struct progress *progress, long self)
+{
+	void *arg[2] = { progress, (void *)self };
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, fault_loop, arg))
+		_exit(1);
+	while (!__atomic_load_n(&progress->stop, __ATOMIC_RELAXED)) {
+		pid_t pid = fork();
+		int status;
+
+		if (pid < 0)
+			_exit(1);
+		if (!pid) {
+			char *area = avl_map_separate(4);
+
+			if (!area)
+				_exit(1);
+			area[0] = 1;
+			_exit(0);
+		}
+		if (waitpid(pid, &status, 0) != pid || status)
+			_exit(1);
+	}
+	pthread_join(thread, NULL);
+	_exit(0);
+}
+
+FIXTURE(race)
+{
+	struct progress *progress;
+	pid_t pids[FAULTERS];
+};
+
+FIXTURE_SETUP(race)
+{
+	self->progress = mmap(NULL, sizeof(*self->progress), PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(self->progress, MAP_FAILED);
+	for (long i = 0; i < FAULTERS; i++) {
+		self->pids[i] = fork();
+		ASSERT_GE(self->pids[i], 0);
+		if (!self->pids[i])
+			faulter(self->progress, i);
+	}
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	munmap(self->progress, sizeof(*self->progress));
+}
+
+TEST_F_TIMEOUT(race, load_and_unload_100_times, 240)
+{
+	unsigned long seen = 0, before, after;
+	int with_faults = 0;
+
+	for (int i = 0; i < CYCLES; i++) {
+		before = after = 0;
+		for (int j = 0; j < FAULTERS; j++)
+			before += __atomic_load_n(&self->progress->faults[j], __ATOMIC_RELAXED);
+		ASSERT_EQ(avl_load(i & 1 ? "enabled=0" : ""), 0) {
+			TH_LOG("cycle %d", i);
+		}
+		/* At least one fault runs through the hook, then more race with the unload. */
+		for (int spin = 0; spin < 1000 && avl_counter("first_fault") < 1; spin++)
+			usleep(1000);
+		if (avl_counter("first_fault") > 0)
+			with_faults++;
+		ASSERT_EQ(avl_unload(), 0) {
+			TH_LOG("cycle %d", i);
+		}
+		for (int j = 0; j < FAULTERS; j++)
+			after += __atomic_load_n(&self->progress->faults[j], __ATOMIC_RELAXED);
+		seen += after - before;
+	}
+	__atomic_store_n(&self->progress->stop, 1, __ATOMIC_RELAXED);
+	for (int i = 0; i < FAULTERS; i++) {
+		int status;
+
+		ASSERT_EQ(waitpid(self->pids[i], &status, 0), self->pids[i]);
+		EXPECT_EQ(status, 0);
+	}
+	TH_LOG("%d cycles, first faults through the hook in %d, %lu page faults beside them",
+	       CYCLES, with_faults, seen);
+	EXPECT_EQ(with_faults, CYCLES);
+	EXPECT_GT(seen, CYCLES);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the harness has to notice in a guest, and what it has to refuse from its user."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+TOP = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TOP / "scripts"))
+
+from avl import common, guest, kernel, ktap, source, toolchain, workload  # noqa: E402
+
+GOOD = """KTAP version 1
+1..2
+    TAP version 13
+    1..2
+    # Starting 2 tests from 1 test cases.
+    ok 1 global.one
+    ok 2 global.two
+ok 1 first
+    KTAP version 1
+    1..1
+    ok 1 single
+ok 2 second
+"""
+
+
+def kernel_tree():
+    """A kernel source for the KTAP parser; the cached one."""
+    return source.pristine()[0]
+
+
+class Verdicts(unittest.TestCase):
+    def parse(self, text, planned=("first", "second")):
+        results = ktap.parse(text, planned, kernel_tree())
+        return {result.name: result.status for result in results}
+
+    def test_all_passed(self):
+        self.assertEqual(self.parse(GOOD), {"first/global.one": "passed",
+                                            "first/global.two": "passed",
+                                            "second/single": "passed"})
+
+    def test_no_plan(self):
+        self.assertEqual(self.parse("")["plan"], "failed")
+        self.assertEqual(self.parse("ok 1 first\nok 2 second\n")["plan"], "failed")
+
+    def test_missing_test(self):
+        broken_off = GOOD.split("ok 1 first")[0]
+        self.assertEqual(self.parse(broken_off)["second"], "failed")
+        self.assertIn("failed", self.parse(broken_off).values())
+
+    def test_missing_subtest(self):
+        short = GOOD.replace("    ok 2 global.two\n", "")
+        self.assertIn("failed", self.parse(short).values())
+
+    def test_failed_subtest(self):
+        bad = GOOD.replace("    ok 2 global.two", "    not ok 2 global.two") \
+            .replace("ok 1 first", "not ok 1 first # exit 1")
+        self.assertEqual(self.parse(bad)["first/global.two"], "failed")
+
+    def test_exit_status_counts(self):
+        bad = GOOD.replace("ok 1 first", "not ok 1 first # exit 139")
+        self.assertEqual(self.parse(bad)["first"], "failed")
+
+    def test_unplanned_test(self):
+        self.assertEqual(self.parse(GOOD, ("first",))["second"], "failed")
+
+    def test_empty_test(self):
+        empty = "KTAP version 1\n1..1\n    KTAP version 1\n    1..0\nok 1 first\n"
+        self.assertIn("failed", self.parse(empty, ("first",)).values())
+
+    def test_unlisted_skip_is_a_failure(self):
+        results = [ktap.Result("some/test", "skipped", "no swap")]
+        with mock.patch.object(ktap, "expected_skips", return_value={}):
+            self.assertEqual(ktap.settle(results, "x86_64")[0].status, "failed")
+        with mock.patch.object(ktap, "expected_skips", return_value={"some/test": "why"}):
+            settled = ktap.settle(results, "x86_64")[0]
+        self.assertEqual((settled.status, settled.reason), ("skipped", "why"))
+
+    def test_nothing_ran_is_a_failure(self):
+        with mock.patch("builtins.print"):
+            self.assertTrue(ktap.report([]))
+
+
+class Console(unittest.TestCase):
+    BAD = ("WARNING: CPU: 1 PID: 77 at mm/rmap.c:12 foo+0x1", "BUG: KASAN: use-after-free in x",
+           "kernel BUG at mm/vma.c:1!", "Oops: general protection fault", "Kernel panic - not",
+           "BUG: Bad rss-counter state mm:1 type:MM_ANONPAGES val:2", "rcu: INFO: rcu_preempt "
+           "detected stalls on CPUs/tasks:", "INFO: task sh:12 blocked for more than 120 seconds",
+           "BUG: sleeping function called from invalid context at mm/x.c:1",
+           "WARNING: possible circular locking dependency detected", "BUG: KCSAN: data-race in a",
+           "UBSAN: shift-out-of-bounds in", "kmemleak: 3 new suspected memory leaks",
+           "list_del corruption. prev->next", "BUG anon_vma (Tainted: G O): Objects remaining on",
+           "WARNING: suspicious RCU usage", "page_table_check: bad", "Call trace:")
+    GOOD = ("Linux version 7.3.4", "anon_vma_lazy: unloading after 3 first anonymous faults",
+            "kasan: KernelAddressSanitizer initialized (generic)", "kfence: initialized - using 2 MB",
+            "anon_vma_lazy: loading out-of-tree module taints kernel.",
+            "anon_vma_lazy: struct mm_struct is 1 bytes in the module, 2 in this kernel: rebuild")
+
+    def test_bad_lines(self):
+        for line in self.BAD:
+            self.assertEqual(guest.badness(f"a\n{line}\nb"), [line], line)
+
+    def test_good_lines(self):
+        self.assertEqual(guest.badness("\n".join(self.GOOD)), [])
+
+    def test_faults_of_a_run(self):
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            (directory / "console.log").write_text("booting\navl: end of guest\n")
+            self.assertEqual(guest.Run(directory, 0, 1, False).faults(), [])
+            self.assertTrue(guest.Run(directory, 1, 1, False).faults())
+            self.assertTrue(guest.Run(directory, None, 1, True).faults())
+            (directory / "console.log").write_text("booting\n")
+            self.assertIn("died", guest.Run(directory, 0, 1, False).faults()[0])
+
+
+class Configuration(unittest.TestCase):
+    def test_options(self):
+        text = "CONFIG_A=y\n# CONFIG_B is not set\n# a remark\nCONFIG_C=\"x y\"\n"
+        self.assertEqual(kernel.options(text), {"CONFIG_A": "y", "CONFIG_B": "n",
+                                                "CONFIG_C": '"x y"'})
+
+    def test_every_requested_option_has_a_name(self):
+        for file in list((TOP / "scripts/config").glob("*.config")) + [TOP / ".config.fragment"]:
+            for line in file.read_text().splitlines():
+                self.assertTrue(not line or line.startswith("# ") or line == "#" or
+                                kernel.OPTION.match(line), f"{file.name}: {line}")
+
+
+class Trees(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.tree = Path(self.directory.name) / "linux"
+        base = kernel_tree()
+        # As much of a kernel tree as the patches touch.
+        for name in source.touched_files(source.series()) | {"Makefile"}:
+            if (base / name).exists():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(base / name, self.tree / name)
+
+    def apply(self):
+        with mock.patch.dict(os.environ, KSRC=str(self.tree)):
+            source.apply_for_user()
+
+    def test_apply_to_plain_tree_and_again(self):
+        self.assertEqual(source.state_of(self.tree), "plain")
+        self.apply()
+        self.assertEqual(source.state_of(self.tree), "patched")
+        self.apply()
+        self.assertEqual(source.state_of(self.tree), "patched")
+        self.assertEqual(list(self.tree.rglob("*.avl-partial")), [])
+
+    def test_apply_to_git_tree_as_commits(self):
+        git = ["git", "-C", str(self.tree), "-c", "user.name=t", "-c", "user.email=t@t.example"]
+        for argv in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "base"]):
+            subprocess.run(git + argv, check=True, stdout=subprocess.DEVNULL)
+        with mock.patch.dict(os.environ, GIT_COMMITTER_NAME="t", GIT_COMMITTER_EMAIL="t@t.example"):
+            self.apply()
+        log = common.output(git + ["log", "--oneline"])
+        self.assertEqual(len(log.splitlines()), 1 + len(source.series()))
+
+    def test_dirty_git_tree_is_refused(self):
+        git = ["git", "-C", str(self.tree), "-c", "user.name=t", "-c", "user.email=t@t.example"]
+        for argv in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "base"]):
+            subprocess.run(git + argv, check=True, stdout=subprocess.DEVNULL)
+        with open(self.tree / "Makefile", "a", encoding="utf-8") as file:
+            file.write("# mine\n")
+        with self.assertRaisesRegex(common.Failure, "uncommitted changes"):
+            self.apply()
+
+    def test_differently_patched_tree_is_refused(self):
+        self.apply()
+        header = self.tree / "include/linux/anon_vma_lazy.h"
+        header.write_text(header.read_text().replace("prepare", "prepare_other"))
+        with self.assertRaisesRegex(common.Failure, "another version of this series"):
+            source.state_of(self.tree)
+
+    def test_conflicting_tree_is_left_alone(self):
+        rmap = self.tree / "mm/rmap.c"
+        rmap.write_text(rmap.read_text().replace("might_sleep();", "might_sleep( );"))
+        before = {f: f.read_bytes() for f in self.tree.rglob("*") if f.is_file()}
+        with self.assertRaisesRegex(common.Failure, "does not apply"):
+            self.apply()
+        self.assertEqual({f: f.read_bytes() for f in self.tree.rglob("*") if f.is_file()}, before)
+
+    def test_wrong_version_is_refused(self):
+        makefile = self.tree / "Makefile"
+        makefile.write_text(makefile.read_text().replace("PATCHLEVEL = 3", "PATCHLEVEL = 2"))
+        with self.assertRaisesRegex(common.Failure, "needs 7.3.y"):
+            self.apply()
+
+    def test_sync_rewrites_only_what_differs(self):
+        base = kernel_tree()
+        source.sync(base, self.tree, source.series())
+        patched = {f: f.stat().st_mtime_ns for f in self.tree.rglob("*") if f.is_file()}
+        source.sync(base, self.tree, source.series())
+        for file, when in patched.items():
+            if file.name != source.TOUCHED:
+                self.assertEqual(file.stat().st_mtime_ns, when, file)
+        source.sync(base, self.tree, source.series(0))
+        for name in source.touched_files(source.series()):
+            self.assertEqual((self.tree / name).exists(), (base / name).exists(), name)
+            if (base / name).exists():
+                self.assertEqual((self.tree / name).read_bytes(), (base / name).read_bytes())
+
+
+class Wholeness(unittest.TestCase):
+    def test_an_interrupted_step_leaves_no_final_name(self):
+        with tempfile.TemporaryDirectory() as name:
+            final = Path(name) / "tree"
+            with self.assertRaises(KeyboardInterrupt):
+                with common.made_whole(final) as partial:
+                    (partial / "half").write_text("x")
+                    raise KeyboardInterrupt
+            self.assertFalse(final.exists())
+            with mock.patch("builtins.print"), common.made_whole(final) as partial:
+                self.assertEqual(list(partial.iterdir()), [])
+            self.assertTrue(final.is_dir())
+
+    def test_no_space(self):
+        with self.assertRaisesRegex(common.Failure, "make room"):
+            common.need_space("/", 10**9, "a test")
+
+    def test_digest_keeps_parts_apart(self):
+        self.assertNotEqual(common.digest("ab", "c"), common.digest("a", "bc"))
+
+
+class Refusals(unittest.TestCase):
+    """Bad input through the Makefile: one line that says what to do, a non-zero exit."""
+
+    def make(self, *arguments, **env):
+        base = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS")}
+        result = subprocess.run(["make", "-C", str(TOP), *arguments], env={**base, **env},
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, check=False, timeout=120)
+        lines = [line for line in result.stderr.decode().splitlines()
+                 if not line.startswith("make")]
+        return result.returncode, lines
+
+    def refused(self, pattern, *arguments, **env):
+        status, lines = self.make(*arguments, **env)
+        self.assertNotEqual(status, 0)
+        self.assertEqual(len(lines), 1, lines)
+        self.assertRegex(lines[0], pattern)
+
+    def test_unknown_target(self):
+        self.refused("make help", "frobnicate")
+
+    def test_unknown_arch(self):
+        self.refused("use ARCH=x86_64 or ARCH=arm64", "check", "ARCH=mips")
+
+    def test_kdir_that_is_none(self):
+        self.refused("not a kernel build directory", "KDIR=/tmp")
+
+    def test_kdir_without_the_patches(self):
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / ".config").write_text("CONFIG_RUST=y\n")
+            self.refused("lacks the patches.*patches-apply", f"KDIR={name}")
+
+    def test_kdir_without_rust(self):
+        with tempfile.TemporaryDirectory() as name:
+            tree = Path(name)
+            (tree / "include/linux").mkdir(parents=True)
+            (tree / "include/linux/anon_vma_lazy.h").touch()
+            (tree / "Makefile").write_text("VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\n")
+            (tree / ".config").write_text("CONFIG_MODULES=y\nCONFIG_ANON_VMA_LAZY=y\n")
+            self.refused("configured without CONFIG_RUST", f"KDIR={name}")
+
+    def test_ksrc_that_is_none(self):
+        self.refused("not a kernel source tree", "patches-apply", "KSRC=/tmp")
+
+    def test_patches_apply_without_ksrc(self):
+        self.refused("needs KSRC=", "patches-apply")
+
+    def test_missing_tarball(self):
+        self.refused("does not exist", "kernel", "KERNEL_TARBALL=/nonexistent.tar.xz")
+
+    def test_bad_numbers(self):
+        self.refused("not a positive number", "kernel", "JOBS=many")
+
+    def test_unknown_tests(self):
+        self.refused("no such test", "check", "TESTS=nothing")
+
+    def test_unknown_variant(self):
+        self.refused("VARIANT=odd", "kernel", "VARIANT=odd")
+
+    def test_unknown_toolchain(self):
+        self.refused("TOOLCHAIN=odd", "kernel", "TOOLCHAIN=odd")
+
+    def test_cache_inside_the_tree(self):
+        self.refused("inside the source tree", "kernel", f"AVL_CACHE={TOP}/cache")
+
+    def test_cache_that_cannot_be_made(self):
+        self.refused("cannot make the cache", "kernel", "AVL_CACHE=/proc/avl")
+
+
+class Network(unittest.TestCase):
+    def test_no_network(self):
+        with tempfile.TemporaryDirectory() as name:
+            # Port 9 of this machine: nobody answers, at once.
+            with mock.patch.dict(os.environ, MIRROR="http://127.0.0.1:9/debian", http_proxy=""):
+                apt = toolchain.Apt(Path(name) / "apt", ["trixie"])
+                with mock.patch("sys.stderr"), \
+                        self.assertRaisesRegex(common.Failure, "check the network|failed"):
+                    apt.update(Path(name) / "log")
+
+
+class Table(unittest.TestCase):
+    def test_savings(self):
+        text = ("off vmas anon_vma 500 60000\non vmas anon_vma 1 120\n"
+                "off vmas vm_area_struct 500 96000\non vmas vm_area_struct 500 96000\nunloaded\n")
+        rows = "\n".join(workload.table(workload.parse(text)))
+        self.assertRegex(rows, r"anon_vma +500 +1 +499 +59880")
+        self.assertRegex(rows, r"60000 +120 +59880 +\(100 %\)")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Host tests of `rust/pure`: the very files of the module, with their unit tests.
+
+#[cfg(test)]
+#[path = "../../../rust/pure/mod.rs"]
+mod pure;
+
+#[cfg(test)]
+mod threads {
+    use crate::pure::{
+        counters::{
+            Counters,
+            Event, //
+        },
+        mode::{
+            Mode,
+            ModeCell, //
+        },
+    };
+    use std::thread;
+
+    /// No event is lost, whichever stripes the threads pick and share.
+    #[test]
+    fn counters_lose_nothing() {
+        static COUNTERS: Counters = Counters::new();
+        const PER_THREAD: u64 = 20_000;
+
+        thread::scope(|scope| {
+            for id in 0..8_usize {
+                scope.spawn(move || {
+                    for n in 0..PER_THREAD {
+                        // Half of the threads share a stripe, half move about.
+                        let cpu = if id % 2 == 0 { 5 } else { id + n as usize };
+                        COUNTERS.add(cpu, Event::ALL[n as usize % 4]);
+                    }
+                });
+            }
+        });
+        for event in Event::ALL {
+            assert_eq!(COUNTERS.sum(event), 8 * PER_THREAD / 4, "{event:?}");
+        }
+    }
+
+    /// Every text of up to three bytes: only the two values, with blanks around, are taken.
+    #[test]
+    fn mode_exhaustively() {
+        let blank = |byte: u8| byte.is_ascii_whitespace();
+        let mut taken = 0;
+        for len in 0..=3_u32 {
+            for code in 0..256_u32.pow(len) {
+                let bytes = code.to_le_bytes();
+                let text = &bytes[..len as usize];
+                let digits: Vec<u8> = text.iter().copied().filter(|&b| !blank(b)).collect();
+                let wanted = match digits[..] {
+                    [b'0'] => Some(Mode::Off),
+                    [b'1'] => Some(Mode::On),
+                    _ => None,
+                };
+                assert_eq!(Mode::parse(text), wanted, "{text:?}");
+                taken += usize::from(wanted.is_some());
+            }
+        }
+        // One digit of two, and blanks (five kinds) in the places that are left.
+        assert_eq!(taken, 2 + 2 * 2 * 5 + 2 * 3 * 25);
+    }
+
+    /// A mode that is read while others set it is one of the two.
+    #[test]
+    fn mode_cell_is_never_torn() {
+        static CELL: ModeCell = ModeCell::new();
+
+        thread::scope(|scope| {
+            for mode in [Mode::Off, Mode::On] {
+                scope.spawn(move || (0..10_000).for_each(|_| CELL.set(mode)));
+            }
+            for _ in 0..10_000 {
+                assert!(matches!(CELL.get(), Mode::Off | Mode::On));
+            }
+        });
+    }
+}
