@@ -3,7 +3,14 @@
 //! The boundary to the kernel: what it calls, and what is registered with it.
 //!
 //! Raw pointers enter the module here and nowhere else. Each function that the kernel calls turns
-//! them into views whose type states the locks that its caller holds, and does nothing more.
+//! them into slices and views, whose type states the locks that its caller holds, and leaves the
+//! rest to safe code.
+//!
+//! # Lifetime
+//!
+//! What is registered with the kernel points to statics and functions of this module. They go when
+//! it is unloaded, and so each registration must be dropped before that: its constructor is
+//! `unsafe`, and the module keeps the value, which the end of the module drops.
 
 #[cfg(CONFIG_DEBUG_FS)]
 use crate::debug;
@@ -12,7 +19,11 @@ use crate::{
         self,
         Verdict, //
     },
-    pure::mode::Mode,
+    pure::{
+        counters::Event,
+        mode::Mode, //
+    },
+    stats,
     vma::MmapLocked, //
 };
 use core::{
@@ -55,7 +66,7 @@ const LAYOUT: bindings::anon_vma_lazy_layout = bindings::anon_vma_lazy_layout {
     avc: size_of::<bindings::anon_vma_chain>() as u32,
 };
 
-/// This module, for the core to hold on to.
+/// This module, for files to hold on to and for messages to name.
 const OWNER: *mut bindings::module = <crate::LocalModule as ModuleMetadata>::THIS_MODULE.as_ptr();
 
 static OPS: Ops = Ops::new(OWNER, LAYOUT);
@@ -67,8 +78,9 @@ static OPS: Ops = Ops::new(OWNER, LAYOUT);
 /// To be called by the core only: `vma` is a VMA in the tree of its mm, whose `mmap_lock` is held
 /// for reading or writing during the call.
 unsafe extern "C" fn prepare(vma: *mut bindings::vm_area_struct) -> c_int {
-    // SAFETY: `__anon_vma_prepare()`, the only caller, asserts that `mmap_lock` is held, and has
-    // taken `vma` from the tree under it.
+    // SAFETY: `__anon_vma_lazy_prepare()`, the only caller, runs under the `mmap_lock` that
+    // `__anon_vma_prepare()` requires. A fault that came with the VMA's own lock took `mmap_lock`
+    // later, but the VMA lock has kept `vma` in the tree since it was looked up.
     let vma = unsafe { MmapLocked::from_raw(vma) };
     match policy::first_fault(vma) {
         Verdict::Regular => bindings::ANON_VMA_LAZY_REGULAR as c_int,
@@ -85,12 +97,17 @@ pub(crate) struct Registration(());
 impl Registration {
     /// Registers the operations; from then on the kernel calls them. May sleep.
     ///
+    /// # Safety
+    ///
+    /// The value must be dropped before the module is unloaded.
+    ///
     /// # Errors
     ///
     /// [`ENOEXEC`] if the module was compiled for another kernel configuration, [`EBUSY`] if
     /// operations are registered already. The core logs which.
-    pub(crate) fn new() -> Result<Self> {
-        // SAFETY: `OPS` is static and never changes.
+    pub(crate) unsafe fn new() -> Result<Self> {
+        // SAFETY: `OPS` never changes, and lives until the module is unloaded; by the safety
+        // requirement it is unregistered before.
         to_result(unsafe { bindings::anon_vma_lazy_register(&raw const OPS.0) })?;
         // INVARIANT: Registered just now, and the core registers no operations twice.
         Ok(Self(()))
@@ -102,6 +119,11 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // SAFETY: By the type invariant these operations are registered.
         unsafe { bindings::anon_vma_lazy_unregister(&raw const OPS.0) };
+        // Nothing counts any more.
+        pr_info!(
+            "unregistered after {} first anonymous faults\n",
+            stats::sum(Event::FirstFault)
+        );
     }
 }
 
@@ -128,8 +150,9 @@ static SYSCTL: Table = Table(bindings::ctl_table {
 ///
 /// # Safety
 ///
-/// To be called by the sysctl core only: `buffer` holds `*len` bytes in kernel memory, `len` and
-/// `pos` point to variables of the caller.
+/// To be called by the sysctl core only: `len` and `pos` point to variables of the caller, and
+/// `buffer` to `*len` bytes of kernel memory, which hold what was written if `write` is not 0, and
+/// need not be initialized otherwise.
 unsafe extern "C" fn sysctl(
     _table: *const bindings::ctl_table,
     write: c_int,
@@ -142,12 +165,11 @@ unsafe extern "C" fn sysctl(
     if *len == 0 {
         return 0;
     }
-    // SAFETY: By the safety requirements of this function; the sysctl core has copied what was
-    // written into `buffer`, or cleared it for what is read.
-    let text = unsafe { slice::from_raw_parts_mut(buffer.cast::<u8>(), *len) };
 
     if write != 0 {
-        // The value is one write at the start of the file.
+        // SAFETY: By the safety requirements of this function: this is a write.
+        let text = unsafe { slice::from_raw_parts(buffer.cast::<u8>(), *len) };
+        // The value is one write, at the start of the file.
         return match Mode::parse(text) {
             Some(mode) if *pos == 0 => {
                 policy::MODE.set(mode);
@@ -162,10 +184,10 @@ unsafe extern "C" fn sysctl(
         .ok()
         .and_then(|pos| policy::MODE.get().text().get(pos..))
         .unwrap_or_default();
-    *len = rest.len().min(text.len());
-    for (to, from) in text.iter_mut().zip(rest) {
-        *to = *from;
-    }
+    *len = rest.len().min(*len);
+    // SAFETY: `rest` has at least `*len` bytes, and so has `buffer`, by the safety requirements of
+    // this function: `*len` was only made smaller. The text is a static of this module.
+    unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), buffer.cast::<u8>(), *len) };
     *pos += *len as bindings::loff_t;
     0
 }
@@ -186,11 +208,16 @@ unsafe impl Sync for SysctlRegistration {}
 impl SysctlRegistration {
     /// Registers the sysctl. May sleep.
     ///
+    /// # Safety
+    ///
+    /// The value must be dropped before the module is unloaded.
+    ///
     /// # Errors
     ///
     /// [`ENOMEM`] if that failed; the sysctl core logs a name that is taken.
-    pub(crate) fn new() -> Result<Self> {
-        // SAFETY: The path and the table are static and never change.
+    pub(crate) unsafe fn new() -> Result<Self> {
+        // SAFETY: The path and the table never change, and live until the module is unloaded; by
+        // the safety requirement the table is unregistered before.
         let header =
             unsafe { bindings::register_sysctl_sz(c"vm".as_ptr().cast(), &raw const SYSCTL.0, 1) };
         // INVARIANT: Returned by `register_sysctl_sz()`, and checked.
@@ -274,14 +301,20 @@ unsafe impl Sync for DebugfsRegistration {}
 
 impl DebugfsRegistration {
     /// Makes the directory and its files. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The value must be dropped before the module is unloaded. Loading must not fail after this:
+    /// a file that somebody has opened keeps a module from being unloaded, not from being given up.
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(crate) fn new() -> Self {
+    pub(crate) unsafe fn new() -> Self {
         // SAFETY: The name is a C string; NULL is the root of debugfs.
         let dir = unsafe {
             bindings::debugfs_create_dir(c"anon_vma_lazy".as_ptr().cast(), ptr::null_mut())
         };
-        // SAFETY: The name is a C string, the operations are static, and debugfs takes the error
-        // that `dir` may be.
+        // SAFETY: The name is a C string, debugfs takes the error that `dir` may be, and the
+        // operations live until the module is unloaded: by the safety requirement the file is
+        // removed before, and an open one holds the module, its owner.
         unsafe {
             bindings::debugfs_create_file_full(
                 c"counters".as_ptr().cast(),
@@ -297,8 +330,12 @@ impl DebugfsRegistration {
     }
 
     /// Does nothing: this kernel has no debugfs.
+    ///
+    /// # Safety
+    ///
+    /// None; the other variant has some.
     #[cfg(not(CONFIG_DEBUG_FS))]
-    pub(crate) fn new() -> Self {
+    pub(crate) unsafe fn new() -> Self {
         Self()
     }
 }
@@ -317,11 +354,14 @@ impl Drop for DebugfsRegistration {
 mod tests {
     use super::*;
 
-    // These run when the module has been loaded, so `OPS` is registered.
+    // These run when the module has been loaded, so that `OPS` is registered. They may also be run
+    // again through debugfs while the module is being unloaded, and then it may not be.
 
     #[test]
     fn a_second_registration_is_busy() {
-        assert!(Registration::new().map(core::mem::forget) == Err(EBUSY));
+        // SAFETY: Dropped at once, if there is anything to drop.
+        let second = unsafe { Registration::new() };
+        assert!(second.map(drop) == Err(EBUSY));
     }
 
     #[test]

@@ -17,8 +17,9 @@
 //!
 //! # Lifetime
 //!
-//! The core calls the hooks inside an SRCU read-side section. Unregistering, the first thing that
-//! unloading does, waits for those, so that no hook runs while the rest of the module is torn down.
+//! The core calls the hooks inside an SRCU read-side section. Unregistering is the first thing that
+//! unloading does, and it waits for those sections, so that no hook runs while the rest of the
+//! module is torn down.
 
 use kernel::{
     prelude::*,
@@ -33,10 +34,7 @@ mod pure;
 mod stats;
 mod vma;
 
-use pure::{
-    counters::Event,
-    mode::Mode, //
-};
+use pure::mode::Mode;
 
 module! {
     type: AnonVmaLazy,
@@ -56,9 +54,9 @@ module! {
 ///
 /// # Invariants
 ///
-/// The fields are dropped in the order of their declaration. Hooks are unregistered before anything
-/// that they use goes; the sysctl goes before the mode that it sets.
-#[pin_data(PinnedDrop)]
+/// The fields are dropped in the order of their declaration: the hooks are unregistered before
+/// anything else goes.
+#[pin_data]
 struct AnonVmaLazy {
     _hooks: hooks::Registration,
     _sysctl: hooks::SysctlRegistration,
@@ -69,20 +67,13 @@ impl InPlaceModule for AnonVmaLazy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         policy::MODE.set(Mode::from(module_parameters::enabled.value()));
         try_pin_init!(Self {
-            _debugfs: hooks::DebugfsRegistration::new(),
-            _sysctl: hooks::SysctlRegistration::new()?,
-            // Last: from here on the kernel calls us.
-            _hooks: hooks::Registration::new()?,
+            // First: it is where the core refuses a module that does not fit.
+            // SAFETY: Kept in the module's value, which is dropped before its memory is freed.
+            _hooks: unsafe { hooks::Registration::new() }?,
+            // SAFETY: As above.
+            _sysctl: unsafe { hooks::SysctlRegistration::new() }?,
+            // SAFETY: As above; last, since loading must not fail after this.
+            _debugfs: unsafe { hooks::DebugfsRegistration::new() },
         })
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for AnonVmaLazy {
-    fn drop(self: Pin<&mut Self>) {
-        pr_info!(
-            "unloading after {} first anonymous faults\n",
-            stats::sum(Event::FirstFault)
-        );
     }
 }

@@ -16,6 +16,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static volatile sig_atomic_t ended;
+
+static void end(int signal)
+{
+	ended = signal;
+}
+
 static long number(const char *text)
 {
 	char *end;
@@ -29,12 +36,16 @@ static long number(const char *text)
 int main(int argc, char **argv)
 {
 	const size_t page = sysconf(_SC_PAGESIZE);
+	sigset_t block, wait_mask;
 	int ready[2];
 	long vmas, children;
 	char *area, c;
 
 	if (argc != 3)
 		errx(2, "usage: workload VMAS CHILDREN");
+	/* A group of its own, which is signalled at the end. */
+	if (setpgid(0, 0))
+		err(1, "setpgid");
 	vmas = number(argv[1]);
 	children = number(argv[2]);
 
@@ -49,6 +60,11 @@ int main(int argc, char **argv)
 		area[2 * i * page] = i;
 	}
 
+	/* The signal that ends it all is taken while it waits, and nowhere else. */
+	sigemptyset(&block);
+	sigaddset(&block, SIGTERM);
+	sigprocmask(SIG_BLOCK, &block, &wait_mask);
+	signal(SIGTERM, end);
 	if (pipe(ready))
 		err(1, "pipe");
 	for (long i = 0; i < children; i++) {
@@ -63,7 +79,8 @@ int main(int argc, char **argv)
 				area[2 * j * page]++;
 			if (write(ready[1], "", 1) != 1)
 				_exit(1);
-			pause();
+			while (!ended)
+				sigsuspend(&wait_mask);
 			_exit(0);
 		}
 	}
@@ -73,6 +90,11 @@ int main(int argc, char **argv)
 
 	puts("ready");
 	fflush(stdout);
-	pause();
+	while (!ended)
+		sigsuspend(&wait_mask);
+	/* Gone when this returns: the next measurement begins without them. */
+	kill(0, SIGTERM);
+	while (wait(NULL) > 0)
+		;
 	return 0;
 }

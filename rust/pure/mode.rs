@@ -37,8 +37,8 @@ impl Mode {
 
     /// Parses what was written to the sysctl: `0` or `1`, with blanks around it.
     ///
-    /// The kernel's own integer handlers would take `1 1` for two writes, and `0x1` or `+1` for 1;
-    /// here everything but the two values is refused.
+    /// The kernel's own integer handlers would take the first number of `1 1`, and `0x1` for 1; here
+    /// everything but the two values is refused.
     ///
     /// Returns [`None`] for anything else, the empty text included.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {

@@ -49,7 +49,8 @@ def compile_programs(toolchain, arch, source_tree, log):
                        "-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers",
                        "-static", "-pthread",
                        f"-I{selftests}", f"-isystem{selftests.parent.parent}/include/uapi",
-                       "-o", out / file.stem, file], log, f"compiling {file.name}")
+                       "-o", out / file.stem, file.relative_to(TOP)], log,
+                      f"compiling {file.name}", cwd=TOP)
     return out
 
 
@@ -187,9 +188,9 @@ class Guests:
             if "avl: alive" in run.console:
                 self._accel = "kvm"
             elif choice == "kvm":
-                raise Failure("ACCEL=kvm, but a guest does not boot in it within 10 s")
+                raise Failure("ACCEL=kvm, but a guest was not seen to boot in it within 10 s")
             else:
-                say("KVM: a guest did not boot in it within 10 s, using TCG")
+                say("KVM: /dev/kvm exists, but no guest was seen to boot in it: using TCG")
         return self._accel
 
     def run(self, name, kernel_image, initrd, mode, options="", timeout=600, numa=True):

@@ -162,7 +162,7 @@ def check_kdir(kdir, arch, toolchain):
         raise Failure(f"KDIR={kdir}: its kernel lacks the patches: "
                       f"make patches-apply KSRC={tree}, then build it with .config.fragment")
     source.check_version(tree)
-    for name in ("CONFIG_RUST", "CONFIG_ANON_VMA_LAZY", "CONFIG_MODULES"):
+    for name in ("CONFIG_RUST", "CONFIG_ANON_VMA_LAZY", "CONFIG_MODULES", "CONFIG_SYSCTL"):
         if got.get(name) != "y":
             raise Failure(f"KDIR={kdir} was configured without {name}: merge .config.fragment into "
                           "its .config and build it again")
