@@ -37,6 +37,7 @@ use kernel::{
     bindings,
     error::to_result,
     prelude::*,
+    str::as_char_ptr_in_const_context,
     ModuleMetadata, //
 };
 
@@ -136,7 +137,7 @@ struct Table(bindings::ctl_table);
 unsafe impl Sync for Table {}
 
 static SYSCTL: Table = Table(bindings::ctl_table {
-    procname: c"anon_vma_lazy".as_ptr().cast(),
+    procname: as_char_ptr_in_const_context(c"anon_vma_lazy"),
     data: ptr::null_mut(),
     maxlen: 1,
     mode: 0o644,
@@ -219,7 +220,7 @@ impl SysctlRegistration {
         // SAFETY: The path and the table never change, and live until the module is unloaded; by
         // the safety requirement the table is unregistered before.
         let header =
-            unsafe { bindings::register_sysctl_sz(c"vm".as_ptr().cast(), &raw const SYSCTL.0, 1) };
+            unsafe { bindings::register_sysctl_sz(c"vm".as_char_ptr(), &raw const SYSCTL.0, 1) };
         // INVARIANT: Returned by `register_sysctl_sz()`, and checked.
         ptr::NonNull::new(header).map(Self).ok_or(ENOMEM)
     }
@@ -238,9 +239,9 @@ impl Drop for SysctlRegistration {
 #[repr(transparent)]
 struct FileOperations(bindings::file_operations);
 
+#[cfg(CONFIG_DEBUG_FS)]
 // SAFETY: The operations are never written after they were made; the functions that they point to
 // may be called from any thread.
-#[cfg(CONFIG_DEBUG_FS)]
 unsafe impl Sync for FileOperations {}
 
 /// The file `counters`.
@@ -310,14 +311,14 @@ impl DebugfsRegistration {
     pub(crate) unsafe fn new() -> Self {
         // SAFETY: The name is a C string; NULL is the root of debugfs.
         let dir = unsafe {
-            bindings::debugfs_create_dir(c"anon_vma_lazy".as_ptr().cast(), ptr::null_mut())
+            bindings::debugfs_create_dir(c"anon_vma_lazy".as_char_ptr(), ptr::null_mut())
         };
         // SAFETY: The name is a C string, debugfs takes the error that `dir` may be, and the
         // operations live until the module is unloaded: by the safety requirement the file is
         // removed before, and an open one holds the module, its owner.
         unsafe {
             bindings::debugfs_create_file_full(
-                c"counters".as_ptr().cast(),
+                c"counters".as_char_ptr(),
                 0o444,
                 dir,
                 ptr::null_mut(),

@@ -29,7 +29,7 @@ static long number(const char *text)
 	long value = strtol(text, &end, 10);
 
 	if (*end || value < 0 || value > 100000)
-		errx(2, "%s is not a number from 0 to 100000", text);
+		errx(2, "%s: not a value from 0 to 100000", text);
 	return value;
 }
 

@@ -14,29 +14,29 @@ pub(crate) enum Event {
     /// A first anonymous fault that the core offered.
     FirstFault,
     /// Of these: the mode was off.
-    FirstFaultOff,
+    ModeOff,
     /// Of these: another thread had prepared the VMA by then.
-    FirstFaultRaced,
+    Raced,
     /// Of these: the VMA was not natural.
-    FirstFaultUnnatural,
+    Unnatural,
 }
 
 impl Event {
     /// Every event, in the order in which they are shown.
     pub(crate) const ALL: [Event; 4] = [
         Event::FirstFault,
-        Event::FirstFaultOff,
-        Event::FirstFaultRaced,
-        Event::FirstFaultUnnatural,
+        Event::ModeOff,
+        Event::Raced,
+        Event::Unnatural,
     ];
 
     /// The name under which debugfs shows the event.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Event::FirstFault => "first_fault",
-            Event::FirstFaultOff => "first_fault_off",
-            Event::FirstFaultRaced => "first_fault_raced",
-            Event::FirstFaultUnnatural => "first_fault_unnatural",
+            Event::ModeOff => "first_fault_off",
+            Event::Raced => "first_fault_raced",
+            Event::Unnatural => "first_fault_unnatural",
         }
     }
 }
@@ -94,11 +94,11 @@ mod tests {
 
     #[test]
     fn events_do_not_mix() {
-        let off = COUNTERS.sum(Event::FirstFaultOff);
-        let raced = COUNTERS.sum(Event::FirstFaultRaced);
-        COUNTERS.add(7, Event::FirstFaultRaced);
-        assert_eq!(COUNTERS.sum(Event::FirstFaultOff), off);
-        assert_eq!(COUNTERS.sum(Event::FirstFaultRaced), raced + 1);
+        let off = COUNTERS.sum(Event::ModeOff);
+        let raced = COUNTERS.sum(Event::Raced);
+        COUNTERS.add(7, Event::Raced);
+        assert_eq!(COUNTERS.sum(Event::ModeOff), off);
+        assert_eq!(COUNTERS.sum(Event::Raced), raced + 1);
     }
 
     #[test]
@@ -106,7 +106,10 @@ mod tests {
         for (index, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, index);
             // Names are the interface of debugfs: one word, used once.
-            assert!(event.name().bytes().all(|c| c == b'_' || c.is_ascii_lowercase()));
+            assert!(event
+                .name()
+                .bytes()
+                .all(|c| c == b'_' || c.is_ascii_lowercase()));
             assert!(Event::ALL
                 .into_iter()
                 .all(|other| other == event || other.name() != event.name()));

@@ -29,11 +29,11 @@ pub(crate) fn is_natural(anon_pgoff: usize, start: usize, page_shift: u32) -> bo
 #[inline]
 pub(crate) fn classify(mode: Mode, facts: Facts) -> Option<Event> {
     if facts.prepared {
-        Some(Event::FirstFaultRaced)
+        Some(Event::Raced)
     } else if mode == Mode::Off {
-        Some(Event::FirstFaultOff)
+        Some(Event::ModeOff)
     } else if !facts.natural {
-        Some(Event::FirstFaultUnnatural)
+        Some(Event::Unnatural)
     } else {
         None
     }
@@ -61,18 +61,15 @@ mod tests {
         assert_eq!(classify(Mode::On, facts(false, true)), None);
         assert_eq!(
             classify(Mode::On, facts(false, false)),
-            Some(Event::FirstFaultUnnatural)
+            Some(Event::Unnatural)
         );
         for natural in [false, true] {
             assert_eq!(
                 classify(Mode::Off, facts(false, natural)),
-                Some(Event::FirstFaultOff)
+                Some(Event::ModeOff)
             );
             for mode in [Mode::Off, Mode::On] {
-                assert_eq!(
-                    classify(mode, facts(true, natural)),
-                    Some(Event::FirstFaultRaced)
-                );
+                assert_eq!(classify(mode, facts(true, natural)), Some(Event::Raced));
             }
         }
     }

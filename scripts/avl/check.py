@@ -23,7 +23,8 @@ def selected():
     names = common.setting("TESTS").replace(",", " ").split()
     unknown = sorted(set(names) - set(GUEST_TESTS))
     if unknown:
-        raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(GUEST_TESTS)}")
+        raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are "
+                      f"{', '.join(GUEST_TESTS)}")
     return tuple(name for name in GUEST_TESTS if name in names) if names else GUEST_TESTS
 
 
@@ -55,8 +56,9 @@ def host_tests(toolchain):
     log = common.log_path("host-tests")
     log.write_text("")
     try:
-        toolchain.run(["cargo", "test", "--locked", "--manifest-path", TOP / "tests/host/Cargo.toml"],
-                      log, "host tests", env={"CARGO_TARGET_DIR": TOP / "build/host"})
+        toolchain.run(["cargo", "test", "--locked", "--manifest-path",
+                       TOP / "tests/host/Cargo.toml"], log, "host tests",
+                      env={"CARGO_TARGET_DIR": TOP / "build/host"})
         failure = None
     except Failure as error:
         failure = error
@@ -263,8 +265,8 @@ def check_full():
                                     stdout=out, stderr=subprocess.STDOUT, check=False).returncode
         last = ([line for line in common.tail(log, 40) if re.search(r"\d+ passed", line)] or
                 common.tail(log, 1) or [""])[-1].strip()
-        verdict = f"{'passed' if not status else 'FAILED'} in {time.monotonic() - started:.0f} s: " \
-                  f"{last}"
+        seconds = time.monotonic() - started
+        verdict = f"{'FAILED' if status else 'passed'} in {seconds:.0f} s: {last}"
         say(f"{name}: {verdict}")
         rows.append((name, verdict))
         if status:

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 from . import common, ktap
 from .common import TOP, Failure, say
@@ -29,7 +28,8 @@ BADNESS = re.compile(
     r"VM_WARN|VM_BUG|!!!|\?\?\? |rust_kernel: .*panicked|lockdep.*turn(?:ed|ing) off")
 # Lines that match the above and are none: start-up messages of the checkers themselves.
 HARMLESS = re.compile(
-    r"KernelAddressSanitizer initialized|kfence: initialized|kcsan: (?:enabled|selftest|strict|non)|"
+    r"KernelAddressSanitizer initialized|kfence: initialized|"
+    r"kcsan: (?:enabled|selftest|strict|non)|"
     r"KASAN: shadow|Lock dependency validator|\bBUG_ON\b.*enabled|kmemleak: Kernel memory leak")
 
 
@@ -46,8 +46,8 @@ def compile_programs(toolchain, arch, source_tree, log):
     selftests = source_tree / "tools/testing/selftests"
     for file in sorted((TOP / "tests/guest").glob("*.c")) + sorted((TOP / "samples").glob("*.c")):
         toolchain.run([toolchain.gcc(arch), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
-                       "-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers",
-                       "-static", "-pthread",
+                       "-Wno-unused-parameter", "-Wno-sign-compare",
+                       "-Wno-missing-field-initializers", "-static", "-pthread",
                        f"-I{selftests}", f"-isystem{selftests.parent.parent}/include/uapi",
                        "-o", out / file.stem, file.relative_to(TOP)], log,
                       f"compiling {file.name}", cwd=TOP)
@@ -74,7 +74,8 @@ def initramfs(toolchain, arch, kernel, module, programs, log):
     rows = ["dir /dev 755 0 0", "nod /dev/console 600 0 0 c 5 1", "nod /dev/null 666 0 0 c 1 3",
             "dir /bin 755 0 0", "dir /tmp 1777 0 0", "dir /avl 755 0 0", "dir /avl/tests 755 0 0",
             "dir /proc 555 0 0", "dir /sys 555 0 0",
-            f"file /bin/busybox {out}/busybox 755 0 0", f"file /init {TOP}/scripts/guest/init 755 0 0",
+            f"file /bin/busybox {out}/busybox 755 0 0",
+            f"file /init {TOP}/scripts/guest/init 755 0 0",
             f"file /avl/kunit-suites {out}/kunit-suites 644 0 0"]
     if module:
         rows.append(f"file /avl/anon_vma_lazy.ko {module} 644 0 0")

@@ -210,7 +210,8 @@ class Module:
         stamp = self.output / ".avl-kdir"
         if self.output.is_dir() and (not stamp.exists() or stamp.read_text() != key):
             if not stamp.exists() and any(self.output.iterdir()):
-                raise Failure(f"MO={self.output} is not empty and was not made here: choose another")
+                raise Failure(f"MO={self.output} is not empty and was not made here: "
+                              "choose another")
             shutil.rmtree(self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         stamp.write_text(key)

@@ -154,7 +154,8 @@ def from_package(tree):
         actual = (common.output(["sha256sum", deb]) or "").split(" ")[0]
         if actual != pinned:
             deb.unlink()
-            raise Failure(f"{deb.name} has SHA256 {actual}, expected {pinned}: fetched file removed")
+            raise Failure(f"{deb.name} has SHA256 {actual}, expected {pinned}: "
+                          "fetched file removed")
     with tempfile.TemporaryDirectory(dir=download) as scratch:
         tarball = Path(scratch) / "linux.tar.xz"
         common.logged(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar -xO '

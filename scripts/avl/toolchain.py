@@ -25,8 +25,8 @@ ESSENTIAL = """base-files bash coreutils dash debianutils diffutils findutils gr
     hostname libc-bin mawk sed tar util-linux""".split()
 TOOLS = """bc bindgen bison bubblewrap busybox-static bzip2 ca-certificates cargo ccache
     clang-19 cpio flex gcc git kmod libc6-dev libelf-dev libssl-dev lld-19 llvm-19 make
-    pahole patch perl pyflakes3 python3 python3-git python3-ply qemu-system-arm qemu-system-x86 rsync rust-clippy
-    rust-src rustc rustfmt shellcheck xz-utils zstd""".split()
+    pahole patch perl pyflakes3 python3 python3-git python3-ply qemu-system-arm
+    qemu-system-x86 rsync rust-clippy rust-src rustc rustfmt shellcheck xz-utils zstd""".split()
 # The compiler for test programs of the other architecture.
 CROSS = {"amd64": ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
          "arm64": ["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"]}
@@ -50,7 +50,8 @@ class Apt:
         (state / "status").write_text("")
         keyring = next((k for k in KEYRINGS if os.path.exists(k)), None)
         if not keyring:
-            raise Failure("Debian's archive keys are missing: apt-get install debian-archive-keyring")
+            raise Failure("Debian's archive keys are missing: "
+                          "apt-get install debian-archive-keyring")
         self.mirror = mirror()
         (state / "sources.list").write_text("".join(
             f"deb [signed-by={keyring}] {self.mirror} {suite} main\n" for suite in suites))
@@ -67,8 +68,8 @@ class Apt:
         common.logged(self.argv + ["update"], log, f"reading package lists from {self.mirror}")
         # apt-get reports an unreachable mirror as a warning.
         if not any((self.state / "lists").glob("*Packages*")):
-            raise Failure(f"no package lists from {self.mirror}: check the network, or set MIRROR=; "
-                          f"log: {log}")
+            raise Failure(f"no package lists from {self.mirror}: check the network, or set "
+                          f"MIRROR=; log: {log}")
 
     def size(self, packages):
         """MB to download for these and what they depend on, and the number of packages."""

@@ -31,11 +31,13 @@ FIXTURE_TEARDOWN(hook)
 
 /* What a counter grows by while @body runs; the reading itself is warmed up. */
 #define GROWTH(name, body) ({				\
+	const char *name_ = (name);			\
 	long long before_, after_;			\
-	avl_counter(name);				\
-	before_ = avl_counter(name);			\
+							\
+	avl_counter(name_);				\
+	before_ = avl_counter(name_);			\
 	body;						\
-	after_ = avl_counter(name);			\
+	after_ = avl_counter(name_);			\
 	before_ < 0 || after_ < 0 ? -1 : after_ - before_;	\
 })
 

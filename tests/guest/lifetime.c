@@ -156,7 +156,8 @@ TEST_F_TIMEOUT(race, load_and_unload_100_times, 240)
 	int with_faults = 0;
 
 	for (int i = 0; i < CYCLES; i++) {
-		before = after = 0;
+		before = 0;
+		after = 0;
 		for (int j = 0; j < FAULTERS; j++)
 			before += __atomic_load_n(&self->progress->faults[j], __ATOMIC_RELAXED);
 		ASSERT_EQ(avl_load(i & 1 ? "enabled=0" : ""), 0) {

@@ -58,7 +58,7 @@ TEST_F(sysctl, first_value)
 
 TEST_F(sysctl, takes_0_and_1)
 {
-	const char *accepted[] = { "0", "1", "0\n", "1\n", " 1 \n", "\t0" };
+	static const char * const accepted[] = { "0", "1", "0\n", "1\n", " 1\t\n", "\t0" };
 
 	for (size_t i = 0; i < sizeof(accepted) / sizeof(*accepted); i++) {
 		EXPECT_EQ(avl_write(AVL_SYSCTL, accepted[i], strlen(accepted[i])), 0);
@@ -68,9 +68,10 @@ TEST_F(sysctl, takes_0_and_1)
 
 TEST_F(sysctl, refuses_everything_else)
 {
-	const char *refused[] = {
+	static const char * const refused[] = {
 		"2", "-1", "+1", "-0", "00", "01", "10", "0x1", "0x0", "1 1", "0 0", "0 1", "on",
-		"off", "y", "n", "true", "1,", "1.0", "\n", " ", "1x", "x1", "4294967297",
+		"off", "y", "n", "true", "1,", "1.0", "\n", " ",
+		"1x", "x1", "4294967297",
 		"18446744073709551617", "4294967296",
 	};
 

@@ -98,7 +98,8 @@ class Console(unittest.TestCase):
            "list_del corruption. prev->next", "BUG anon_vma (Tainted: G O): Objects remaining on",
            "WARNING: suspicious RCU usage", "page_table_check: bad", "Call trace:")
     GOOD = ("Linux version 7.3.4", "anon_vma_lazy: unregistered after 3 first anonymous faults",
-            "kasan: KernelAddressSanitizer initialized (generic)", "kfence: initialized - using 2 MB",
+            "kasan: KernelAddressSanitizer initialized (generic)",
+            "kfence: initialized - using 2 MB",
             "anon_vma_lazy: loading out-of-tree module taints kernel.",
             "anon_vma_lazy: struct mm_struct is 1 bytes in the module, 2 in this kernel: rebuild")
 
