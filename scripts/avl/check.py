@@ -153,6 +153,17 @@ def refusal(toolchain, guests, arch, bench, variant):
     return [Result(f"unpatched/{r.name}", r.status, r.reason) for r in ktap.settle(results, arch)]
 
 
+def other_configuration(toolchain, guests, arch, bench):
+    """The module of the release kernel on the debug kernel."""
+    other = Bench(toolchain, arch, "release")
+    run = guests.run("other-configuration", bench.kernel.image, other.initrd, "check",
+                     "avl.tests=mismatch", 300)
+    results = guest.judge(run, ("mismatch",), bench.kernel.source)
+    if any(r.status == "failed" for r in results):
+        run.show_end()
+    return ktap.settle(results, arch)
+
+
 def check(toolchain, arch):
     """make check: everything that is quick once the kernels are built."""
     guests = guest.Guests(toolchain, arch)
@@ -175,6 +186,9 @@ def check(toolchain, arch):
             results += harness_guests(guests, bench)
         with Stage(f"unpatched kernel, {arch}"):
             results += refusal(toolchain, guests, arch, bench, "plain")
+    if not common.setting("TESTS") and variant == "debug":
+        with Stage("module of another configuration"):
+            results += other_configuration(toolchain, guests, arch, bench)
     Stage.show()
     return ktap.report(ktap.settle(results, arch))
 
@@ -191,7 +205,12 @@ def smoke(toolchain, arch):
 
 
 def patches_check(toolchain, arch):
-    """Each patch of the series, on top of those before it: builds, and boots."""
+    """
+    Each patch of the series, on top of those before it: builds, and boots.
+
+    In the trees of the full series, so that each step builds what its patch changes; the last
+    one leaves them as `make kernel` would.
+    """
     guests = guest.Guests(toolchain, arch)
     results = []
     patches = source.series()

@@ -46,10 +46,9 @@ class Kernel:
         self.upto = upto
         self.source = None
         self.key = None
-        name = variant if upto is None else "steps"
-        user = common.path_setting("O") if upto is None and self.patched else None
+        user = common.path_setting("O") if self.patched else None
         self.build_dir = user or \
-            common.cache_dir() / "build" / f"{source.VERSION}-{arch}-{name}{self._owner()}"
+            common.cache_dir() / "build" / f"{source.VERSION}-{arch}-{variant}{self._owner()}"
 
     @staticmethod
     def _owner():
@@ -96,7 +95,7 @@ class Kernel:
         wanted = {}
         for file in self.fragments():
             wanted.update(options(file.read_text()))
-        if not self.patched or (self.upto is not None and not self._has_hooks()):
+        if not self.patched:
             wanted.pop("CONFIG_ANON_VMA_LAZY", None)
         merged = self.build_dir / ".avl-fragment"
         merged.write_text("".join(
@@ -113,9 +112,6 @@ class Kernel:
         if lost:
             raise Failure(f"{self}: options that did not survive the merge: {'; '.join(lost)}; "
                           f"log: {log}")
-
-    def _has_hooks(self):
-        return (self.source / "include/linux/anon_vma_lazy.h").exists()
 
     def is_built(self):
         stamp = self.build_dir / ".avl-stamp"

@@ -234,9 +234,8 @@ def patched(upto=None):
             raise Failure(f"KSRC={user} is patched already: patches-check needs a plain tree")
         return user, key
     cache = common.cache_dir()
-    kind = "patched" if upto is None else "steps"
     name = f"user-{common.digest(str(user))}" if user else base.name
-    tree = cache / "src" / f"{name}-{kind}"
+    tree = cache / "src" / f"{name}-patched"
     with common.locked(cache / "source.lock"):
         if not tree.is_dir():
             common.need_space(cache, 8, "the patched source and the build")
