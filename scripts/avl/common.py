@@ -73,7 +73,7 @@ def need_space(path, gib, what):
     """Refuse before a step rather than fail in the middle of it."""
     free = shutil.disk_usage(path).free
     if free < gib * GIB:
-        raise Failure(f"{what} needs about {gib} GB in {path}, {free / GIB:.1f} GB are free: "
+        raise Failure(f"{path} has {free / GIB:.1f} GB free, {what} may take {gib} GB: "
                       "make room or set AVL_CACHE= to another disk")
 
 

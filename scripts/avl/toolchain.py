@@ -155,7 +155,7 @@ class Toolchain:
             raise Failure(f"TOOLCHAIN=host, but {missing}")
         if choice == "tree" or missing:
             self.tree = self._tree()
-        self.llvm = common.setting("LLVM", "-19" if self.tree else "1")
+        self.llvm = common.setting("LLVM", "-19" if self.tree else host_llvm())
         suffix = self.llvm if self.llvm.startswith("-") else ""
         prefix = self.llvm if self.llvm.endswith("/") else ""
         self.clang = f"{prefix}clang{suffix}"
@@ -265,9 +265,18 @@ def version_of(argv, pattern):
     return tuple(map(int, match.group(1).split("."))) if match else (0,)
 
 
+def host_llvm():
+    """The value of LLVM for the host: as given, else 1 or the first version that is whole."""
+    for llvm in ("1", "-19", "-20", "-21", "-22", "-18", "-17"):
+        suffix = llvm if llvm.startswith("-") else ""
+        if all(shutil.which(f"{t}{suffix}") for t in ("clang", "ld.lld", "llvm-ar", "llvm-link")):
+            return common.setting("LLVM", llvm)
+    return common.setting("LLVM", "1")
+
+
 def host_misfit():
     """Why the host's own tools cannot be used, or None if they can."""
-    suffix = common.setting("LLVM", "1")
+    suffix = host_llvm()
     suffix = suffix if suffix.startswith("-") else ""
     needed = [f"clang{suffix}", f"ld.lld{suffix}", f"llvm-ar{suffix}", f"llvm-link{suffix}",
               "bindgen", "rustc", "rustfmt", "clippy-driver", "cargo", "gcc", "make", "flex",
