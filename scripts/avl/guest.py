@@ -66,7 +66,7 @@ def kunit_suites():
 
 def initramfs(toolchain, arch, kernel, module, programs, log):
     """An initramfs for this module, made by the kernel's gen_init_cpio. Returns the file."""
-    out = TOP / "build" / arch / "initramfs"
+    out = TOP / "build" / arch / f"initramfs-{kernel.variant}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "kunit-suites").write_text("\n".join(kunit_suites()) + "\n")
     busybox = toolchain.busybox(arch)

@@ -150,7 +150,7 @@ FIXTURE_TEARDOWN(race)
 	munmap(self->progress, sizeof(*self->progress));
 }
 
-TEST_F_TIMEOUT(race, load_and_unload_100_times, 240)
+TEST_F_TIMEOUT(race, load_and_unload_100_times, 900)
 {
 	unsigned long seen = 0, before, after;
 	int with_faults = 0;
