@@ -9,7 +9,7 @@ export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
-AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B $(CURDIR)/scripts/avl.py
+AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
 TARGETS := kernel modules modules_install run qemu check check-unpatched check-full smoke \
 	patches-apply patches-check rustfmt rustfmtcheck clippy checkpatch lint \
@@ -32,7 +32,7 @@ check-debug: python3
 
 help:
 	@echo 'anon_vma_lazy: a kernel patch series and a Rust module. Nothing needs to be'
-	@echo 'installed first but make, python3 and patch; what is missing is fetched.'
+	@echo 'installed first but make, python3, git, patch and xz; the rest is fetched.'
 	@echo
 	@echo 'Start here:'
 	@echo '  run             - build all, boot the patched kernel in QEMU, show what lazy mode saves'
@@ -54,7 +54,8 @@ help:
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
-	@echo '  check-full      - all of that, both architectures; goes on where it was stopped'
+	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on
+	@echo '                    where it was stopped'
 	@echo
 	@echo 'Code:'
 	@echo '  lint            - rustfmtcheck, clippy, checkpatch, shellcheck, pyflakes, SPDX lines'

@@ -81,7 +81,8 @@ def harness_tests():
     """The harness's own unit tests: what it must refuse and what it must notice."""
     env = {k: v for k, v in os.environ.items()
            if k not in ("ARCH", "KDIR", "KSRC", "O", "MO", "TESTS", "VARIANT", "TIMEOUT", "ACCEL",
-                        "TOOLCHAIN", "MAKEFLAGS", "MFLAGS", "KERNEL_TARBALL", "LLVM")}
+                        "TOOLCHAIN", "MAKEFLAGS", "MFLAGS", "LLVM", "V", "JOBS")}
+    common.need_tool("git", "git")
     result = subprocess.run([sys.executable, "-B", "-m", "unittest", "discover", "-b", "-v", "-s",
                              str(TOP / "tests/harness")], cwd=TOP, check=False, env=env,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -117,9 +118,9 @@ class Bench:
 def guest_check(toolchain, guests, arch, variant, tests):
     """The tests of a patched guest."""
     bench = Bench(toolchain, arch, variant)
-    run = guests.run(f"check-{variant}", bench.kernel.image, bench.initrd, "check",
+    run = guests.run(f"check-{variant}", bench.kernel, bench.initrd, "check",
                      f"avl.tests={','.join(tests)}", TIMEOUTS[variant])
-    results = ktap.settle(guest.judge(run, tests, bench.kernel.source), arch)
+    results = guest.judge(run, tests, bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
     return bench, results
@@ -128,14 +129,16 @@ def guest_check(toolchain, guests, arch, variant, tests):
 def harness_guests(guests, bench):
     """A guest that panics, one that hangs: both have to count as failures."""
     results = []
-    for mode, wanted, timeout in (("panic", "Kernel panic", 60), ("hang", "was stopped after", 15)):
+    for mode, wanted, timeout in (("panic", "Kernel panic", 60), ("hang", "was stopped after", 30)):
         name = f"must-fail-{mode}"
-        run = guests.run(name, bench.kernel.image, bench.initrd, mode, timeout=timeout)
+        run = guests.run(name, bench.kernel, bench.initrd, mode, timeout=timeout,
+                         fixed=True)
         judged = guest.judge(run, ("before", "after"), bench.kernel.source)
         seen = [r for r in judged if r.status == "failed" and wanted in r.reason] or \
             [line for line in guest.badness(run.console) if wanted in line]
+        booted = "1.." in run.verdict
         missing = [r for r in judged if r.name == "after" and r.status == "failed"]
-        ok = seen and missing and any(r.status == "failed" for r in judged)
+        ok = booted and seen and missing and any(r.status == "failed" for r in judged)
         results.append(Result(f"harness/{name}", "passed" if ok else "failed",
                               "" if ok else f"not noticed: {[vars(r) for r in judged]}"))
     return results
@@ -145,23 +148,23 @@ def refusal(toolchain, guests, arch, bench, variant):
     """The module on a kernel without the patches."""
     kernel = Kernel(toolchain, arch, variant).build()
     tests = ("refused",)
-    run = guests.run(f"refused-{variant}", kernel.image, bench.initrd, "check",
+    run = guests.run(f"refused-{variant}", kernel, bench.initrd, "check",
                      "avl.tests=refused", 120, numa=variant != "plain")
     results = guest.judge(run, tests, kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
-    return [Result(f"unpatched/{r.name}", r.status, r.reason) for r in ktap.settle(results, arch)]
+    return [Result(f"unpatched/{r.name}", r.status, r.reason) for r in results]
 
 
 def other_configuration(toolchain, guests, arch, bench):
     """The module of the release kernel on the debug kernel."""
     other = Bench(toolchain, arch, "release")
-    run = guests.run("other-configuration", bench.kernel.image, other.initrd, "check",
+    run = guests.run("other-configuration", bench.kernel, other.initrd, "check",
                      "avl.tests=mismatch", 300)
     results = guest.judge(run, ("mismatch",), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
-    return ktap.settle(results, arch)
+    return results
 
 
 def check(toolchain, arch):
@@ -190,7 +193,7 @@ def check(toolchain, arch):
         with Stage("module of another configuration"):
             results += other_configuration(toolchain, guests, arch, bench)
     Stage.show()
-    return ktap.report(ktap.settle(results, arch))
+    return ktap.report(results, arch)
 
 
 def smoke(toolchain, arch):
@@ -201,7 +204,7 @@ def smoke(toolchain, arch):
     with Stage(f"smoke test, {arch}"):
         results = guest_check(toolchain, guests, arch, "release", ("boot", "hook", "taint"))[1]
     Stage.show()
-    return ktap.report(results)
+    return ktap.report(results, arch)
 
 
 def patches_check(toolchain, arch):
@@ -224,15 +227,18 @@ def patches_check(toolchain, arch):
                 break
             results.append(Result(f"{name}/builds", "passed"))
             log = common.log_path(f"kernel-{arch}-release")
-            warnings = re.findall(r"^.*warning:.*$", log.read_text(errors="replace"), re.M)
+            text = log.read_text(errors="replace") if log.exists() else ""
+            warnings = re.findall(r"^.*warning:.*$", text, re.M)
             results.append(Result(f"{name}/no-warnings", "failed" if warnings else "passed",
                                   warnings[0] if warnings else ""))
-            run = guests.run(name, bench.kernel.image, bench.initrd, "check",
+            run = guests.run(name, bench.kernel, bench.initrd, "check",
                              "avl.tests=boot,taint", 120)
             judged = guest.judge(run, ("boot", "taint"), bench.kernel.source)
+            if any(r.status == "failed" for r in judged):
+                run.show_end()
             results += [Result(f"{name}/{r.name}", r.status, r.reason) for r in judged]
     Stage.show()
-    return ktap.report(ktap.settle(results, arch))
+    return ktap.report(results, arch)
 
 
 # The stages of check-full: a name, and the make command line.
@@ -250,15 +256,17 @@ def unpatched(toolchain, arch):
     """The module on an unpatched kernel of the very configuration of the patched one."""
     guests = guest.Guests(toolchain, arch)
     results = refusal(toolchain, guests, arch, Bench(toolchain, arch), "base")
-    return ktap.report(results)
+    return ktap.report(results, arch)
 
 
 def tree_key():
     """What the outcome of a stage depends on: every committed or changed file."""
     files = common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
-    if files is None:
+    if files is None or common.setting("KSRC"):
         return None
-    return common.digest(*[part for name in sorted(files.split("\n")) if name
+    settings = [f"{name}={common.setting(name)}" for name in
+                ("KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
+    return common.digest(*settings, *[part for name in sorted(files.split("\n")) if name
                            and (TOP / name).is_file() for part in (name, TOP / name)])
 
 
@@ -269,6 +277,8 @@ def check_full():
     done_dir.mkdir(parents=True, exist_ok=True)
     failed = []
     rows = []
+    # A stage is a stage whole: what narrows a run down is not handed on.
+    env = {k: v for k, v in os.environ.items() if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH")}
     for name, target in FULL:
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):
@@ -280,8 +290,9 @@ def check_full():
         log = common.log_path(f"full-{name}")
         say(f"{name}: running; log: {log}")
         with open(log, "wb") as out:
-            status = subprocess.run(["make", "-C", str(TOP), *target], stdin=subprocess.DEVNULL,
-                                    stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+            status = subprocess.run(["make", "-C", str(TOP), *target], env=env, check=False,
+                                    stdin=subprocess.DEVNULL, stdout=out,
+                                    stderr=subprocess.STDOUT).returncode
         last = ([line for line in common.tail(log, 40) if re.search(r"\d+ passed", line)] or
                 common.tail(log, 1) or [""])[-1].strip()
         seconds = time.monotonic() - started

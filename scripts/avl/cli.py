@@ -37,7 +37,11 @@ def cmd_rust_analyzer(toolchain, arch):
     made = module.output / "rust-project.json"
     if not made.exists():
         raise Failure(f"the kernel's rust-analyzer target made no {made}")
-    shutil.copyfile(made, TOP / "rust-project.json")
+    text = made.read_text()
+    if toolchain.tree:
+        # The editor runs outside of the unpacked tree.
+        text = text.replace('"/usr/lib/rustlib', f'"{toolchain.tree}/usr/lib/rustlib')
+    (TOP / "rust-project.json").write_text(text)
     say(f"{TOP}/rust-project.json")
 
 
@@ -59,7 +63,7 @@ def cmd_qemu(toolchain, arch):
     bench = check.Bench(toolchain, arch)
     guests = guest.Guests(toolchain, arch)
     say("the guest's shell follows; leave it with exit, or QEMU with Ctrl-A X")
-    return guests.shell(bench.kernel.image, bench.initrd)
+    return guests.shell(bench.kernel, bench.initrd)
 
 
 def cmd_clean(*_):
@@ -72,16 +76,11 @@ def cmd_clean(*_):
 def cmd_distclean(*_):
     cmd_clean()
     cache = common.cache_dir()
-    # Only what the harness makes: AVL_CACHE may be a directory with other things in it.
-    for name in ("src", "build", "ccache", "download"):
-        shutil.rmtree(cache / name, ignore_errors=True)
-    for pattern in ("toolchain-*", "busybox-*", "apt-source-*"):
-        for path in cache.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
-    for path in cache.glob("*.lock"):
-        path.unlink()
-    if not any(cache.iterdir()):
-        cache.rmdir()
+    # Made by the harness, or empty when it began: see cache_dir(). Locks stay, others may wait.
+    common.CacheLock.take(exclusive=True)
+    for path in list(cache.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
     say(f"removed the kernels, sources and tools in {cache}")
 
 

@@ -49,7 +49,11 @@ def arch():
     return ARCH_NAMES[text]
 
 
+MARKER = ".anon-vma-lazy-cache"
+
+
 def cache_dir():
+    """The cache: a directory of its own, marked as such, since distclean empties it."""
     base = setting("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     path = Path(setting("AVL_CACHE", f"{base}/anon-vma-lazy")).expanduser().resolve()
     if TOP == path or TOP in path.parents:
@@ -58,6 +62,10 @@ def cache_dir():
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Failure(f"cannot make the cache {path}: {error.strerror}; set AVL_CACHE=") from error
+    if not (path / MARKER).exists():
+        if any(path.iterdir()):
+            raise Failure(f"AVL_CACHE={path} holds other things: name an empty or a new directory")
+        (path / MARKER).touch()
     return path
 
 
@@ -112,6 +120,29 @@ def locked(path):
         yield
 
 
+class CacheLock:
+    """
+    Who may write the patched tree and the kernel builds of the cache.
+
+    Held until the process ends: shared while kernels are used, exclusive while one is
+    built. Between the two another run may get its turn, so whoever goes back to shared
+    has to look again whether what it wants is still there (Kernel.verify).
+    """
+
+    _handle = None
+
+    @classmethod
+    def take(cls, exclusive):
+        if not cls._handle:
+            cls._handle = open(cache_dir() / "build.lock", "w", encoding="utf-8")
+        mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(cls._handle, mode | fcntl.LOCK_NB)
+        except OSError:
+            say(f"waiting for another run that uses {cache_dir()}")
+            fcntl.flock(cls._handle, mode)
+
+
 @contextlib.contextmanager
 def made_whole(final):
     """Fill a directory under another name; it gets its own only when complete."""
@@ -140,7 +171,7 @@ def tail(path, lines=15):
     return []
 
 
-def logged(argv, log, what, shown=None, **options):
+def logged(argv, log, what, shown=None, quiet=False, **options):
     """
     Run a command with its output in a log. Long ones show that they live.
     On failure the end of the log is shown, and where the whole of it is.
@@ -170,7 +201,7 @@ def logged(argv, log, what, shown=None, **options):
             stop_group(process)
             raise
     if status:
-        for line in tail(log):
+        for line in tail(log) if not quiet else ():
             print(f"    {line}", file=sys.stderr)
         raise Failure(f"{what} failed (exit {status}); the whole log: {log}")
 

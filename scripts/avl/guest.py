@@ -14,6 +14,8 @@ from .toolchain import QEMU
 
 CPUS = 4
 MEMORY_MB = 2048
+# An out-of-tree module, and in-kernel tests.
+EXPECTED_TAINT = 1 << 12 | 1 << 18
 CONSOLE = {"x86_64": "ttyS0", "arm64": "ttyAMA0"}
 # A kernel that has anything of this on its console has a defect. On top of what
 # rcutorture's console-badness.sh looks for.
@@ -25,6 +27,7 @@ BADNESS = re.compile(
     r"inconsistent lock state|held lock freed|sleeping function called|scheduling while atomic|"
     r"suspicious RCU|KASAN|KCSAN|UBSAN|KFENCE|kmemleak: \d+ new|memory leak|refcount_t:|"
     r"list_(?:add|del) corruption|ODEBUG|page_table_check|Objects remaining|"
+    r"\bbad p[4mugt]+[de]\b|Bad swap|non-static key|detected expedited stalls|"
     r"VM_WARN|VM_BUG|!!!|\?\?\? |rust_kernel: .*panicked|lockdep.*turn(?:ed|ing) off")
 # Lines that match the above and are none: start-up messages of the checkers themselves.
 HARMLESS = re.compile(
@@ -97,7 +100,7 @@ def initramfs(toolchain, arch, kernel, module, programs, log):
     return image
 
 
-def qemu_command(arch, kernel_image, initrd, mode, accel, directory, options="", numa=True,
+def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", numa=True,
                  interactive=False):
     """The QEMU command line as a list."""
     append = [f"console={CONSOLE[arch]}", "panic=-1", "oops=panic", "slab_nomerge",
@@ -117,7 +120,7 @@ def qemu_command(arch, kernel_image, initrd, mode, accel, directory, options="",
             argv += ["-object", f"memory-backend-ram,id=ram{node},size={MEMORY_MB // 2}M",
                      "-numa", f"node,nodeid={node},memdev=ram{node},"
                               f"cpus={node * half}-{(node + 1) * half - 1}"]
-    argv += ["-kernel", str(kernel_image), "-initrd", str(initrd)]
+    argv += ["-kernel", str(kernel.image), "-initrd", str(initrd)]
     if interactive:
         argv += ["-serial", "mon:stdio"]
     else:
@@ -153,6 +156,9 @@ class Run:
             found.append(f"QEMU ended with status {self.status}")
         if not self.timed_out and "avl: end of guest" not in self.console:
             found.append("the guest died before its end")
+        taint = re.findall(r"avl: tainted (\d+)", self.console)
+        if taint and int(taint[-1]) & ~EXPECTED_TAINT:
+            found.append(f"unexpected taint: {taint[-1]}")
         bad = badness(self.console)
         if bad:
             found.append(f"{len(bad)} bad lines on the console, the first: {bad[0].strip()}")
@@ -172,7 +178,7 @@ class Guests:
         self.arch = arch
         self._accel = None
 
-    def accel(self, kernel_image, initrd):
+    def accel(self, kernel, initrd):
         """TCG, or KVM where a guest has been seen to boot in it."""
         if self._accel:
             return self._accel
@@ -185,7 +191,7 @@ class Guests:
             raise Failure("ACCEL=kvm, but /dev/kvm cannot be used for this architecture")
         self._accel = "tcg"
         if choice != "tcg" and possible:
-            run = self._start("probe-kvm", kernel_image, initrd, "probe", "kvm", 10, quiet=True)
+            run = self._start("probe-kvm", kernel, initrd, "probe", "kvm", 10, quiet=True)
             if "avl: alive" in run.console:
                 self._accel = "kvm"
             elif choice == "kvm":
@@ -194,19 +200,20 @@ class Guests:
                 say("KVM: /dev/kvm exists, but no guest was seen to boot in it: using TCG")
         return self._accel
 
-    def run(self, name, kernel_image, initrd, mode, options="", timeout=600, numa=True):
-        """Boot one guest and wait for its end."""
-        accel = self.accel(kernel_image, initrd)
-        timeout = common.number("TIMEOUT", timeout)
-        return self._start(name, kernel_image, initrd, mode, accel, timeout, options, numa)
+    def run(self, name, kernel, initrd, mode, options="", timeout=600, numa=True, fixed=False):
+        """Boot one guest and wait for its end. A `fixed` time limit is not the user's to change."""
+        accel = self.accel(kernel, initrd)
+        timeout = timeout if fixed else common.number("TIMEOUT", timeout)
+        return self._start(name, kernel, initrd, mode, accel, timeout, options, numa)
 
-    def _start(self, name, kernel_image, initrd, mode, accel, timeout, options="", numa=True,
+    def _start(self, name, kernel, initrd, mode, accel, timeout, options="", numa=True,
                quiet=False):
+        kernel.verify()
         directory = TOP / "build" / self.arch / "run" / name
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
-        argv = qemu_command(self.arch, kernel_image, initrd, mode, accel, directory, options, numa)
+        argv = qemu_command(self.arch, kernel, initrd, mode, accel, directory, options, numa)
         (directory / "command").write_text(shlex.join(argv) + "\n")
         if not quiet:
             say(f"guest {name}: {accel}, at most {timeout} s; console: {directory}/console.log")
@@ -241,10 +248,10 @@ class Guests:
                 print(f"    qemu: {line}")
         return Run(directory, status, time.monotonic() - started, timed_out)
 
-    def shell(self, kernel_image, initrd):
+    def shell(self, kernel, initrd):
         """An interactive shell in a guest with the module loaded."""
-        accel = self.accel(kernel_image, initrd)
-        argv = qemu_command(self.arch, kernel_image, initrd, "shell", accel, None, interactive=True)
+        accel = self.accel(kernel, initrd)
+        argv = qemu_command(self.arch, kernel, initrd, "shell", accel, None, interactive=True)
         print(shlex.join(argv), flush=True)
         return self.toolchain.interactive(argv, TOP)
 

@@ -2,7 +2,6 @@
 """Kernel configuration and builds, and the build of the module against one."""
 
 import re
-import shutil
 from pathlib import Path
 
 from . import common, source
@@ -45,8 +44,10 @@ class Kernel:
         self.patched = variant not in UNPATCHED
         self.upto = upto
         self.source = None
-        self.key = None
+        self._source_key = None
         user = common.path_setting("O") if self.patched else None
+        if user and variant != "release":
+            user = user.with_name(f"{user.name}-{variant}")
         self.build_dir = user or \
             common.cache_dir() / "build" / f"{source.VERSION}-{arch}-{variant}{self._owner()}"
 
@@ -82,13 +83,23 @@ class Kernel:
                 "KBUILD_BUILD_USER": "avl", "KBUILD_BUILD_HOST": "avl",
                 "KBUILD_BUILD_TIMESTAMP": "2026-01-01"}
 
-    def prepare_source(self):
+    def locate(self):
+        """Find the source tree and its key; whether the tree is there and current."""
         if self.patched:
-            self.source, source_key = source.patched(self.upto)
-        else:
-            self.source, source_key = source.pristine()
-        self.key = common.digest(source_key, self.arch, self.variant, self.toolchain.version(),
-                                 *self.fragments())
+            self.source, _, identity = source.patched_tree()
+            self._source_key = source.series_key(identity, self.upto)
+            return source.patched_is_current(self.upto)
+        user = common.path_setting("KSRC")
+        if user and source.state_of(user) != "plain":
+            raise Failure(f"KSRC={user} is patched: an unpatched kernel needs a plain tree")
+        self.source, self._source_key = source.pristine()
+        return not user
+
+    @property
+    def key(self):
+        """Everything that the build depends on."""
+        return common.digest(self._source_key, self.arch, self.variant, self.toolchain.version(),
+                             *self.fragments())
 
     def _configure(self, log):
         """tinyconfig plus the fragments; every requested option must survive."""
@@ -114,36 +125,52 @@ class Kernel:
                           f"log: {log}")
 
     def is_built(self):
+        """Whether the build directory holds this very kernel."""
         stamp = self.build_dir / ".avl-stamp"
         return stamp.exists() and stamp.read_text() == self.key and self.image.exists()
 
+    def verify(self):
+        """Refuse to go on with a kernel that another run has replaced meanwhile."""
+        if not self.is_built():
+            raise Failure(f"{self}: another run has replaced {self.build_dir}: run it again")
+
     def build(self):
         """Configure and build, unless it was built from the same inputs already."""
-        self.prepare_source()
-        cache = common.cache_dir()
-        with common.locked(cache / "build" / f"{self.build_dir.name}.lock"):
-            if self.is_built():
-                say(f"{self}: up to date, {self.build_dir}")
-                return self
-            log = common.log_path(f"kernel-{self.arch}-{self.variant}")
-            log.write_text("")
-            self.build_dir.mkdir(parents=True, exist_ok=True)
-            common.need_space(self.build_dir, 3, f"the {self}")
-            (self.build_dir / ".avl-stamp").unlink(missing_ok=True)
-            say(f"{self}: building in {self.build_dir} (8 to 12 minutes on 2 cores, less with "
-                f"ccache); log: {log}")
-            config = self.build_dir / ".avl-config-key"
-            config_key = common.digest(self.key)
-            if not config.exists() or config.read_text() != config_key:
-                self._configure(log)
-            if self.variant != "plain":
-                self.toolchain.run(self.make("rustavailable"), log, "rustavailable",
-                                   env=self.environment())
-            self.toolchain.run(self.make(IMAGE[self.arch].rsplit("/", 1)[1], "modules"), log,
-                               str(self), env=self.environment())
-            config.write_text(config_key)
-            (self.build_dir / ".avl-stamp").write_text(self.key)
+        common.CacheLock.take(exclusive=False)
+        # A user's own tree is never current: make has to look at it.
+        if self.locate() and self.is_built():
+            say(f"{self}: up to date, {self.build_dir}")
+            return self
+        common.CacheLock.take(exclusive=True)
+        if self.patched:
+            source.patched(self.toolchain, self.upto)
+        log = common.log_path(f"kernel-{self.arch}-{self.variant}")
+        log.write_text("")
+        self._claim_build_dir()
+        common.need_space(self.build_dir, 3, f"the {self}")
+        stamp = self.build_dir / ".avl-stamp"
+        stamp.unlink(missing_ok=True)
+        say(f"{self}: building in {self.build_dir} (5 to 12 minutes on 2 cores, less with "
+            f"ccache); log: {log}")
+        if self.variant != "plain":
+            self.toolchain.check_rust(self.make("rustavailable"), self.environment())
+            self.toolchain.run(self.make("rustavailable"), log, "rustavailable",
+                               env=self.environment())
+        self._configure(log)
+        self.toolchain.run(self.make(IMAGE[self.arch].rsplit("/", 1)[1], "modules"), log,
+                           str(self), env=self.environment())
+        stamp.write_text(self.key)
+        common.CacheLock.take(exclusive=False)
+        self.verify()
         return self
+
+    def _claim_build_dir(self):
+        """A directory that the user names with O= must be new, or one that this made."""
+        mine = self.build_dir / ".avl-fragment"
+        if self.build_dir.is_dir() and not mine.exists() and any(self.build_dir.iterdir()):
+            raise Failure(f"O={self.build_dir} is not empty and was not made here: choose another")
+        self.build_dir.mkdir(parents=True, exist_ok=True)
+        mine.touch()
 
 
 def check_kdir(kdir, arch, toolchain):
@@ -199,7 +226,7 @@ class Module:
                 argv.append(f"{name}={common.setting(name)}")
         return argv + list(targets)
 
-    def _prepare_output(self):
+    def prepare_output(self):
         """Nothing built for another kernel configuration may be linked into this module."""
         key = common.digest(self.kdir / ".config", self.kdir / "Module.symvers", str(self.kdir),
                             self.toolchain.version())
@@ -208,17 +235,19 @@ class Module:
             if not stamp.exists() and any(self.output.iterdir()):
                 raise Failure(f"MO={self.output} is not empty and was not made here: "
                               "choose another")
-            shutil.rmtree(self.output)
+            source.discard(self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         stamp.write_text(key)
 
     def build(self):
-        self._prepare_output()
+        self.prepare_output()
         log = common.log_path(f"module-{self.arch}")
         log.write_text("")
         self.toolchain.run(self.make("modules"), log, "the module")
         warnings = re.findall(r"^warning.*$|WARNING.*$", log.read_text(errors="replace"), re.M)
         if warnings:
+            # Not to be taken for good by a run that finds nothing to compile.
+            source.discard(self.output)
             raise Failure(f"the module builds with warnings: {warnings[0]}; the whole log: {log}")
         return self
 
@@ -228,7 +257,8 @@ def built_kernel(toolchain, arch):
     kernel = Kernel(toolchain, arch, common.setting("VARIANT", "release"))
     if not kernel.image.exists():
         return None
-    kernel.prepare_source()
+    common.CacheLock.take(exclusive=False)
+    kernel.locate()
     return kernel if kernel.is_built() else None
 
 

@@ -63,9 +63,12 @@ def parse(text, planned, source_tree):
         return [Result("plan", "failed", "the guest sent no plan")] + \
             [Result(name, "failed", "missing") for name in planned]
     # The parser has no use for binary junk of a test that broke off.
+    plan = int(re.search(r"^1\.\.(\d+)$", text, re.M).group(1))
     root = parser.parse_run_tests([line + "\n" for line in lines], printer(output=messages))
     status = parser.TestStatus
     results = []
+    if plan != len(planned):
+        results.append(Result("plan", "failed", f"{plan} tests, {len(planned)} were asked for"))
     top = {test.name: test for test in root.subtests}
     for name in planned:
         if name not in top:
@@ -73,6 +76,9 @@ def parse(text, planned, source_tree):
             continue
         test = top[name]
         before = len(results)
+        if not test.subtests and test.status != status.SKIPPED:
+            results.append(Result(name, "failed", "it has a verdict, but no plan and no results"))
+            continue
         for leaf_name, leaf in _leaves(test, ""):
             if leaf.status == status.SUCCESS:
                 results.append(Result(leaf_name, "passed"))
@@ -92,7 +98,7 @@ def parse(text, planned, source_tree):
 
 
 def settle(results, arch):
-    """A skip that is not on the committed list is a failure; so is a listed one that ran."""
+    """A skip that is not on the committed list is a failure."""
     known = expected_skips(arch)
     settled = []
     for result in results:
@@ -105,8 +111,9 @@ def settle(results, arch):
     return settled
 
 
-def report(results):
-    """Show failures and skips, and the line that counts. Returns the number of failures."""
+def report(results, arch):
+    """Settle, show failures and skips, and the line that counts. Returns the failures."""
+    results = settle(results, arch)
     count = {status: sum(r.status == status for r in results)
              for status in ("passed", "failed", "skipped")}
     for status in ("skipped", "failed"):

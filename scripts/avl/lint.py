@@ -36,7 +36,7 @@ def rustfmt(toolchain, check=True):
 def clippy(toolchain, arch):
     built = kernel.Kernel(toolchain, arch).build()
     module = kernel.Module(toolchain, arch, built.build_dir, TOP / "build" / arch / "clippy")
-    module._prepare_output()
+    module.prepare_output()
     for old in (module.output / "rust").glob("*") if (module.output / "rust").is_dir() else ():
         old.unlink()
     log = common.log_path("clippy")

@@ -7,7 +7,6 @@ content differs are rewritten, so that make rebuilds what depends on them and
 nothing else. Its stamp is removed before the first write and set after the last.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ PINNED = {"linux-source-7.3_7.3.4-1~bpo13+1_all.deb":
           "703e369ddd4cce971452f5a593ee55df3a5c10c83caf0fa0df039633ed181ee3"}
 STAMP = ".avl-series"
 TOUCHED = ".avl-touched"
+BACKUP = ".avl-backup"
 
 
 def series(upto=None):
@@ -93,7 +93,7 @@ def state_of(tree):
         failed, text = apply_to_copy(tree, patches, scratch)
         if not failed:
             return "plain"
-    # Is it patched already? Then each file is what taking the series off and on again gives.
+    # Is it patched already? Then the series can be taken off again, exactly.
     with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
         scratch = Path(scratch)
         for name in touched_files(patches):
@@ -118,6 +118,7 @@ def state_of(tree):
 
 def unpack(archive, tree):
     """Unpack a source tarball whose only top directory is the kernel's."""
+    common.need_tool("xz", "xz-utils")
     with common.made_whole(tree) as partial:
         log = common.log_path("source")
         common.logged(["tar", "-xf", archive, "-C", partial, "--strip-components=1"], log,
@@ -223,35 +224,71 @@ def sync(base, tree, patches):
                 shutil.copyfile(wanted, target)
 
 
-def patched(upto=None):
-    """The tree with the series (or its first patches) applied, and its key."""
-    common.need_tool("patch", "patch")
+# What a build leaves in a user's tree: not copied. The copy is built out of place.
+BUILT = """/.git *.o *.a *.ko *.mod *.cmd *.rmeta /.config* /vmlinux* /System.map /Module.symvers
+    /include/config /include/generated /arch/*/include/generated /.avl-*""".split()
+
+
+def patched_tree():
+    """Where the patched tree is, and the key of its content when the series is applied."""
     base, identity = pristine()
-    key = series_key(identity, upto)
     user = common.path_setting("KSRC")
+    name = f"user-{common.digest(str(user))}" if user else base.name
+    return common.cache_dir() / "src" / f"{name}-patched", base, identity
+
+
+def patched_is_current(upto=None):
+    """Whether the patched tree is there as wanted. A user's own tree is always looked at again."""
+    tree, _, identity = patched_tree()
+    stamp = tree / STAMP
+    return not common.path_setting("KSRC") and stamp.exists() and \
+        stamp.read_text() == series_key(identity, upto)
+
+
+def patched(toolchain, upto=None):
+    """
+    The tree with the series (or its first patches) applied, and its key.
+
+    A user's own tree is copied and the copy is patched; a user's tree that has the series
+    already is copied as it is. The caller holds CacheLock exclusively, unless
+    patched_is_current().
+    """
+    common.need_tool("patch", "patch")
+    tree, base, identity = patched_tree()
+    key = series_key(identity, upto)
+    if patched_is_current(upto):
+        return tree, key
+    user = common.path_setting("KSRC")
+    patches = series(upto)
     if user and state_of(user) == "patched":
         if upto is not None:
             raise Failure(f"KSRC={user} is patched already: patches-check needs a plain tree")
-        return user, key
-    cache = common.cache_dir()
-    name = f"user-{common.digest(str(user))}" if user else base.name
-    tree = cache / "src" / f"{name}-patched"
-    with common.locked(cache / "source.lock"):
-        if not tree.is_dir():
-            common.need_space(cache, 8, "the patched source and the build")
-            say(f"kernel source: copying {base} to {tree}, to patch the copy")
-            tree.parent.mkdir(exist_ok=True)
-            with common.made_whole(tree) as partial:
+        patches = []
+    if not tree.is_dir():
+        common.need_space(common.cache_dir(), 8, "the patched source and the build")
+        say(f"kernel source: copying {base} to {tree}, to patch the copy")
+        tree.parent.mkdir(exist_ok=True)
+        with common.made_whole(tree) as partial:
+            if user:
+                copy_user_tree(toolchain, user, partial, ())
+            else:
                 common.logged(["cp", "-a", "--reflink=auto", f"{base}/.", partial],
                               common.log_path("source"), "copying the source")
-                shutil.rmtree(partial / ".git", ignore_errors=True)
-        stamp = tree / STAMP
-        if user or not stamp.exists() or stamp.read_text() != key:
-            stamp.unlink(missing_ok=True)
-            sync(base, tree, series(upto))
-            stamp.write_text(key)
-            say(f"kernel source: {len(series(upto))} patches applied in {tree}")
+    (tree / STAMP).unlink(missing_ok=True)
+    if user:
+        copy_user_tree(toolchain, user, tree, touched_files(patches))
+    sync(base, tree, patches)
+    (tree / STAMP).write_text(key)
+    say(f"kernel source: {len(patches)} patches applied in {tree}")
     return tree, key
+
+
+def copy_user_tree(toolchain, user, tree, patched_files):
+    """Bring the copy up to date, but for the patched files, which sync() compares."""
+    excludes = [f"--exclude={name}" for name in BUILT]
+    excludes += [f"--exclude=/{name}" for name in sorted(patched_files)]
+    toolchain.run(["rsync", "-a", "--delete", *excludes, f"{user}/", f"{tree}/"],
+                  common.log_path("source"), "copying the source")
 
 
 def apply_for_user():
@@ -260,6 +297,7 @@ def apply_for_user():
     if not user:
         raise Failure("patches-apply needs KSRC=<your kernel source tree>")
     check_version(user)
+    restore(user)
     if state_of(user) == "patched":
         say(f"{user} has this series already: nothing to do")
         return
@@ -267,6 +305,8 @@ def apply_for_user():
     if (user / ".git").exists():
         common.need_tool("git", "git")
         git = ["git", "-C", str(user)]
+        if (user / ".git/rebase-apply").exists():
+            raise Failure(f"{user} is in the middle of a git am or rebase: finish that first")
         dirty = common.output(git + ["status", "--porcelain", "--untracked-files=no"])
         if dirty is None:
             raise Failure(f"git does not work in {user}")
@@ -275,20 +315,49 @@ def apply_for_user():
         try:
             common.logged(git + ["am", "-q", *map(str, patches)], common.log_path("patches-apply"),
                           "git am")
-        except Failure as error:
+        except BaseException as error:
             common.output(git + ["am", "--abort"])
+            if not isinstance(error, Failure):
+                raise
             raise Failure(f"git am refused the series, the tree is as it was ({error})") from error
         say(f"{len(patches)} commits on top of {user}")
         return
     with tempfile.TemporaryDirectory(prefix="avl-patches-") as scratch:
         scratch = Path(scratch)
         apply_to_copy(user, patches, scratch)
-        for name in sorted(touched_files(patches)):
-            if not (scratch / name).exists():
-                (user / name).unlink(missing_ok=True)
-                continue
-            (user / name).parent.mkdir(parents=True, exist_ok=True)
-            partial = user / (name + ".avl-partial")
-            shutil.copyfile(scratch / name, partial)
-            os.replace(partial, user / name)
+        names = sorted(touched_files(patches))
+        # What is there now, for a run that finds this one interrupted.
+        with common.made_whole(user / BACKUP) as backup:
+            for name in names:
+                if (user / name).exists():
+                    (backup / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(user / name, backup / name)
+            (backup / TOUCHED).write_text("\n".join(names) + "\n")
+        for name in names:
+            (user / name).unlink(missing_ok=True)
+            if (scratch / name).exists():
+                (user / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(scratch / name, user / name)
+        discard(user / BACKUP)
     say(f"{len(patches)} patches applied to {user}")
+
+
+def discard(directory):
+    """Remove a directory; it loses its name first."""
+    aside = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
+    shutil.rmtree(aside)
+
+
+def restore(tree):
+    """Undo a patches-apply that was interrupted."""
+    backup = tree / BACKUP
+    if not backup.is_dir():
+        return
+    for name in (backup / TOUCHED).read_text().split():
+        (tree / name).unlink(missing_ok=True)
+        if (backup / name).exists():
+            shutil.copy2(backup / name, tree / name)
+    discard(backup)
+    say(f"{tree}: undid a patches-apply that was interrupted")

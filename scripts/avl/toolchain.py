@@ -7,6 +7,7 @@ are unpacked, once, into a directory of the cache, and commands see that
 directory as /usr by way of bubblewrap: no root, and nothing on the host changes.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -65,7 +66,11 @@ class Apt:
             self.argv += ["-o", option]
 
     def update(self, log):
-        common.logged(self.argv + ["update"], log, f"reading package lists from {self.mirror}")
+        try:
+            common.logged(self.argv + ["update"], log, "apt-get update", quiet=True)
+        except Failure as error:
+            raise Failure(f"no package lists from {self.mirror}: check the network and Debian's "
+                          f"keys, or set MIRROR=; log: {log}") from error
         # apt-get reports an unreachable mirror as a warning.
         if not any((self.state / "lists").glob("*Packages*")):
             raise Failure(f"no package lists from {self.mirror}: check the network, or set "
@@ -104,6 +109,10 @@ def mirror():
                              "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]) or ""
     for line in targets.splitlines():
         uri, _, component = (line.split() + ["", "", ""])[:3]
+        if uri.startswith("mirror+file:"):
+            # Cloud images name a list of mirrors.
+            with contextlib.suppress(OSError, IndexError):
+                uri = Path(uri.removeprefix("mirror+file:")).read_text().split()[0]
         if component == "main" and re.search(r"/debian/?$", uri):
             return uri
     raise Failure("found no Debian mirror in apt's configuration: set MIRROR=<its address>")
@@ -146,7 +155,7 @@ class Toolchain:
     """Runs commands with the chosen tools, the host's or the unpacked ones."""
 
     def __init__(self):
-        choice = common.setting("TOOLCHAIN", "auto")
+        choice = self.choice = common.setting("TOOLCHAIN", "auto")
         if choice not in ("auto", "host", "tree"):
             raise Failure(f"TOOLCHAIN={choice} is unknown: use auto, host or tree")
         self.tree = None
@@ -155,7 +164,13 @@ class Toolchain:
             raise Failure(f"TOOLCHAIN=host, but {missing}")
         if choice == "tree" or missing:
             self.tree = self._tree()
-        self.llvm = common.setting("LLVM", "-19" if self.tree else host_llvm())
+        self._choose_llvm()
+
+    def _choose_llvm(self):
+        self.llvm = common.setting("LLVM", "1") if self.tree else host_llvm()
+        if self.tree and self.llvm == "1":
+            # The only LLVM of the tree has its version in its name.
+            self.llvm = "-19"
         suffix = self.llvm if self.llvm.startswith("-") else ""
         prefix = self.llvm if self.llvm.endswith("/") else ""
         self.clang = f"{prefix}clang{suffix}"
@@ -164,7 +179,8 @@ class Toolchain:
     @staticmethod
     def _tree():
         cache = common.cache_dir()
-        key = common.digest(" ".join(ESSENTIAL + TOOLS), SUITE, host_deb_arch())
+        packages = ESSENTIAL + TOOLS + CROSS.get(host_deb_arch(), [])
+        key = common.digest(" ".join(packages), SUITE, host_deb_arch())
         tree = cache / f"toolchain-{key}"
         if not tree.is_dir():
             with common.locked(cache / "toolchain.lock"):
@@ -173,6 +189,15 @@ class Toolchain:
                     unpack_tree(tree, common.log_path("toolchain"))
                     say(f"toolchain: ready, {tree}")
         return tree
+
+    def check_rust(self, make, env):
+        """Leave the host's tools, if they were not asked for, where the kernel cannot use them."""
+        if self.tree or self.choice == "host" or self.output(make, env=env) is not None:
+            return
+        say("the host's tools do not pass the kernel's rustavailable: using Debian's packages")
+        self.tree = self._tree()
+        self._version = None
+        self._choose_llvm()
 
     def wrap(self, argv, cwd=None, env=None):
         """The argument list that runs `argv` with these tools."""
@@ -184,7 +209,8 @@ class Toolchain:
         loader = next(self.tree.glob("usr/lib*/ld-linux-*.so.*"), None) or \
             next(lib.glob("ld-linux-*.so.*"))
         out = [str(loader), "--library-path", str(lib), str(self.tree / "usr/bin/bwrap"),
-               "--die-with-parent", "--ro-bind", str(self.tree / "usr"), "/usr",
+               # With a process namespace of its own nothing outlives the run that started it.
+               "--die-with-parent", "--unshare-pid", "--ro-bind", str(self.tree / "usr"), "/usr",
                "--ro-bind", str(self.tree / "etc"), "/etc", "--proc", "/proc",
                "--dev-bind", "/dev", "/dev", "--ro-bind", "/sys", "/sys"]
         for name in ("bin", "sbin", "lib", "lib64"):
@@ -199,7 +225,9 @@ class Toolchain:
             directory = os.path.join(root, "usr/src")
             for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
                 out += ["--bind", f"{directory}/{name}", f"/usr/src/{name}"]
-        for extra in ("/usr/lib/modules", "/etc/passwd", "/etc/group", "/etc/resolv.conf",
+        if os.path.exists("/usr/lib/modules"):
+            out += ["--bind", "/usr/lib/modules", "/usr/lib/modules"]
+        for extra in ("/etc/passwd", "/etc/group", "/etc/resolv.conf",
                       "/etc/hosts"):
             if os.path.exists(extra):
                 out += ["--ro-bind", extra, extra]
@@ -229,8 +257,10 @@ class Toolchain:
             parts = [self.output(c) for c in (["rustc", "-vV"], [self.clang, "--version"],
                                               ["bindgen", "--version"])]
             if None in parts:
-                raise Failure(f"the toolchain in {self.tree or 'PATH'} does not run: "
-                              "make distclean removes it, the next run makes it anew")
+                why = subprocess.run(self.wrap([self.clang, "--version"]), check=False,
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).stderr
+                why = (why.decode(errors="replace").strip().splitlines() or ["no message"])[0]
+                raise Failure(f"the tools in {self.tree or 'PATH'} do not run: {why}")
             self._version = "\n".join(parts)
         return self._version
 
@@ -292,6 +322,8 @@ def host_misfit():
                                    ([f"clang{suffix}", "--version"], r"version (\d+)", (17,))):
         if version_of(argv, pattern) < minimum:
             return f"the host's {argv[0]} is older than {'.'.join(map(str, minimum))}"
+    if common.output(["ldd", shutil.which("busybox")]) is not None:
+        return "the host's busybox is not static"
     sysroot = (common.output(["rustc", "--print", "sysroot"]) or "").strip()
     source = os.environ.get("RUST_LIB_SRC", f"{sysroot}/lib/rustlib/src/rust/library")
     if not os.path.exists(f"{source}/core/src/lib.rs"):

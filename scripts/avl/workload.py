@@ -49,7 +49,7 @@ def run(toolchain, arch):
     bench = Bench(toolchain, arch)
     guests = guest.Guests(toolchain, arch)
     # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
-    result = guests.run("run", bench.kernel.image, bench.initrd, "run",
+    result = guests.run("run", bench.kernel, bench.initrd, "run",
                         "slab_debug=F,anon_vma*,vm_area_struct", timeout=300)
     found = parse(result.verdict)
     faults = result.faults()

@@ -84,7 +84,15 @@ class Verdicts(unittest.TestCase):
 
     def test_nothing_ran_is_a_failure(self):
         with mock.patch("builtins.print"):
-            self.assertTrue(ktap.report([]))
+            self.assertTrue(ktap.report([], "x86_64"))
+
+    def test_verdict_without_results(self):
+        self.assertEqual(self.parse("KTAP version 1\n1..1\nok 1 first\n", ("first",)),
+                         {"first": "failed"})
+
+    def test_plan_of_another_length(self):
+        self.assertEqual(self.parse(GOOD.replace("1..2\n    TAP", "1..3\n    TAP"))["plan"],
+                         "failed")
 
 
 class Console(unittest.TestCase):
@@ -96,7 +104,9 @@ class Console(unittest.TestCase):
            "WARNING: possible circular locking dependency detected", "BUG: KCSAN: data-race in a",
            "UBSAN: shift-out-of-bounds in", "kmemleak: 3 new suspected memory leaks",
            "list_del corruption. prev->next", "BUG anon_vma (Tainted: G O): Objects remaining on",
-           "WARNING: suspicious RCU usage", "page_table_check: bad", "Call trace:")
+           "WARNING: suspicious RCU usage", "page_table_check: bad", "Call trace:",
+           "mm/pgtable-generic.c:50: bad pmd 00000000", "get_swap_device: Bad swap file entry 1",
+           "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }")
     GOOD = ("Linux version 7.3.4", "anon_vma_lazy: unregistered after 3 first anonymous faults",
             "kasan: KernelAddressSanitizer initialized (generic)",
             "kfence: initialized - using 2 MB",
@@ -117,6 +127,11 @@ class Console(unittest.TestCase):
             self.assertEqual(guest.Run(directory, 0, 1, False).faults(), [])
             self.assertTrue(guest.Run(directory, 1, 1, False).faults())
             self.assertTrue(guest.Run(directory, None, 1, True).faults())
+            text = "booting\navl: tainted {}\navl: end of guest\n"
+            (directory / "console.log").write_text(text.format(4096 + 262144))
+            self.assertEqual(guest.Run(directory, 0, 1, False).faults(), [])
+            (directory / "console.log").write_text(text.format(4096 + 512))
+            self.assertIn("taint", guest.Run(directory, 0, 1, False).faults()[0])
             (directory / "console.log").write_text("booting\n")
             self.assertIn("died", guest.Run(directory, 0, 1, False).faults()[0])
 
@@ -156,7 +171,18 @@ class Trees(unittest.TestCase):
         self.assertEqual(source.state_of(self.tree), "patched")
         self.apply()
         self.assertEqual(source.state_of(self.tree), "patched")
-        self.assertEqual(list(self.tree.rglob("*.avl-partial")), [])
+        self.assertEqual(list(self.tree.glob(".avl-*")), [])
+
+    def test_interrupted_apply_is_undone_and_repeated(self):
+        before = {f: f.read_bytes() for f in self.tree.rglob("*") if f.is_file()}
+        with mock.patch.object(source, "discard", side_effect=KeyboardInterrupt), \
+                self.assertRaises(KeyboardInterrupt):
+            self.apply()
+        (self.tree / "mm/rmap.c").unlink()
+        source.restore(self.tree)
+        self.assertEqual({f: f.read_bytes() for f in self.tree.rglob("*") if f.is_file()}, before)
+        self.apply()
+        self.assertEqual(source.state_of(self.tree), "patched")
 
     def test_apply_to_git_tree_as_commits(self):
         git = ["git", "-C", str(self.tree), "-c", "user.name=t", "-c", "user.email=t@t.example"]
@@ -297,6 +323,22 @@ class Refusals(unittest.TestCase):
 
     def test_cache_inside_the_tree(self):
         self.refused("inside the source tree", "kernel", f"AVL_CACHE={TOP}/cache")
+
+    def test_cache_that_holds_other_things(self):
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "mine").touch()
+            for target in ("kernel", "distclean"):
+                self.refused("holds other things", target, f"AVL_CACHE={name}")
+            self.assertTrue((Path(name) / "mine").exists())
+
+    def test_o_that_holds_other_things(self):
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / ".config").write_text("mine")
+            built = kernel.Kernel(mock.Mock(), "x86_64")
+            built.build_dir = Path(name)
+            with self.assertRaisesRegex(common.Failure, "was not made here"):
+                built._claim_build_dir()
+            self.assertEqual((Path(name) / ".config").read_text(), "mine")
 
     def test_cache_that_cannot_be_made(self):
         self.refused("cannot make the cache", "kernel", "AVL_CACHE=/proc/avl")
