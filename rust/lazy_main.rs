@@ -47,6 +47,10 @@ module! {
             default: true,
             description: "First value of the sysctl vm.anon_vma_lazy (default: 1)",
         },
+        test_delay_ms: u16 {
+            default: 0,
+            description: "For tests, with CONFIG_KUNIT: sleep so long in each first fault (default: 0)",
+        },
     },
 }
 

@@ -14,6 +14,11 @@ use crate::{
     stats,
     vma::MmapLocked, //
 };
+#[cfg(CONFIG_KUNIT)]
+use kernel::time::{
+    delay::fsleep,
+    Delta, //
+};
 
 /// The mode that `vm.anon_vma_lazy` shows and sets.
 pub(crate) static MODE: ModeCell = ModeCell::new();
@@ -39,5 +44,18 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Verdict {
     if let Some(event) = classify(MODE.get(), facts) {
         stats::count(event);
     }
+    #[cfg(CONFIG_KUNIT)]
+    stall();
     Verdict::Regular
+}
+
+/// Sleeps for `test_delay_ms`, so that a test can unload the module while a hook runs.
+///
+/// Hooks may sleep; `mmap_lock` is held meanwhile.
+#[cfg(CONFIG_KUNIT)]
+fn stall() {
+    let delay = crate::module_parameters::test_delay_ms.value();
+    if delay != 0 {
+        fsleep(Delta::from_millis(delay.into()));
+    }
 }

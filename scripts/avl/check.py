@@ -175,6 +175,8 @@ def check(toolchain, arch):
         raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
     tests = selected()
     results = []
+    with Stage("kernel source"):
+        source.pristine()
     if not common.setting("TESTS"):
         with Stage("host tests"):
             results += host_tests(toolchain)

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "kselftest_harness.h"
 #include "avl.h"
@@ -69,6 +70,49 @@ TEST(files_open_across_unload)
 		EXPECT_LT(read(counters, text, sizeof(text)), 0);
 		close(counters);
 	}
+}
+
+static long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/*
+ * A task that sleeps inside the hook when the module is unloaded: unloading
+ * waits for it, and it does not wake up in memory that was freed. Everything
+ * that faults first in the guest sleeps, this test included.
+ */
+TEST(unload_waits_for_a_hook_that_sleeps)
+{
+	const long delay = 2000;
+	char *area = avl_map_separate(1);
+	long began, took;
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(avl_load("test_delay_ms=2000"), 0);
+	began = milliseconds();
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		area[0] = 1;
+		_exit(area[0] == 1 ? 0 : 1);
+	}
+	/* The child has nothing but this VMA to fault first: fork gave it the others. */
+	while (avl_counter("first_fault") < 1 && milliseconds() - began < 10000)
+		usleep(1000);
+	/* It sleeps now, and the module goes. */
+	began = milliseconds();
+	ASSERT_EQ(avl_unload(), 0);
+	took = milliseconds() - began;
+	TH_LOG("unloading took %ld ms", took);
+	EXPECT_GT(took, delay / 10);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
 }
 
 /* Shared with the faulting processes. */
