@@ -74,8 +74,9 @@ def cmd_clean(*_):
 
 
 def cmd_distclean(*_):
-    cmd_clean()
+    # First: it refuses a directory with other things in it, before anything is removed.
     cache = common.cache_dir()
+    cmd_clean()
     # Made by the harness, or empty when it began: see cache_dir(). Locks stay, others may wait.
     common.CacheLock.take(exclusive=True)
     for path in list(cache.iterdir()):

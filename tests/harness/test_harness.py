@@ -327,9 +327,11 @@ class Refusals(unittest.TestCase):
     def test_cache_that_holds_other_things(self):
         with tempfile.TemporaryDirectory() as name:
             (Path(name) / "mine").touch()
+            (TOP / "build").mkdir(exist_ok=True)
             for target in ("kernel", "distclean"):
                 self.refused("holds other things", target, f"AVL_CACHE={name}")
             self.assertTrue((Path(name) / "mine").exists())
+            self.assertTrue((TOP / "build").exists(), "distclean removed build/ and then refused")
 
     def test_o_that_holds_other_things(self):
         with tempfile.TemporaryDirectory() as name:
