@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/klog.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -87,6 +88,18 @@ static inline long long avl_counter(const char *name)
 			return strtoll(line + len + 1, NULL, 10);
 	}
 	return -1;
+}
+
+/* Whether the kernel's log has this text. */
+static inline bool avl_log_has(const char *text)
+{
+	static char log[1 << 18];
+	int len = klogctl(3 /* read all */, log, sizeof(log) - 1);
+
+	if (len < 0)
+		return false;
+	log[len] = 0;
+	return strstr(log, text);
 }
 
 /*
