@@ -38,9 +38,11 @@ def cmd_rust_analyzer(toolchain, arch):
     if not made.exists():
         raise Failure(f"the kernel's rust-analyzer target made no {made}")
     text = made.read_text()
+    if "rust/lazy_main.rs" not in text:
+        raise Failure(f"{made} does not have the module's crate: see rust/Kbuild")
     if toolchain.tree:
         # The editor runs outside of the unpacked tree.
-        text = text.replace('"/usr/lib/rustlib', f'"{toolchain.tree}/usr/lib/rustlib')
+        text = text.replace('"sysroot": "/usr"', f'"sysroot": "{toolchain.tree}/usr"')
     (TOP / "rust-project.json").write_text(text)
     say(f"{TOP}/rust-project.json")
 
