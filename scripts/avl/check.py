@@ -295,8 +295,9 @@ def check_full():
             status = subprocess.run(["make", "-C", str(TOP), *target], env=env, check=False,
                                     stdin=subprocess.DEVNULL, stdout=out,
                                     stderr=subprocess.STDOUT).returncode
-        last = ([line for line in common.tail(log, 40) if re.search(r"\d+ passed", line)] or
-                common.tail(log, 1) or [""])[-1].strip()
+        lines = [line for line in common.tail(log, 40) if not line.startswith("make")]
+        counts = [line for line in lines if re.search(r"\d+ passed", line)]
+        last = (counts or lines or [""])[-1].strip()
         seconds = time.monotonic() - started
         verdict = f"{'FAILED' if status else 'passed'} in {seconds:.0f} s: {last}"
         say(f"{name}: {verdict}")
