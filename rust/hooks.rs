@@ -23,11 +23,23 @@ use crate::{
         counters::Event,
         mode::Mode, //
     },
+    root::{
+        self,
+        Root,
+        Write, //
+    },
     stats,
-    vma::MmapLocked, //
+    vma::{
+        Exclusive,
+        MmapLocked, //
+    },
+    walk::Walk, //
 };
 use core::{
-    mem::size_of,
+    mem::{
+        size_of,
+        ManuallyDrop, //
+    },
     ptr,
     slice, //
 };
@@ -55,20 +67,28 @@ impl Ops {
             owner,
             layout,
             prepare: Some(prepare),
+            clone: Some(clone),
+            fork: Some(fork),
+            unlink: Some(unlink),
+            unmap: Some(unmap),
+            detach: Some(detach),
+            free: Some(free),
+            walk: Some(walk),
         })
     }
 }
 
 /// The sizes of the structures that this module was compiled with.
 const LAYOUT: bindings::anon_vma_lazy_layout = bindings::anon_vma_lazy_layout {
-    mm: size_of::<bindings::mm_struct>() as u32,
-    vma: size_of::<bindings::vm_area_struct>() as u32,
+    mm_struct: size_of::<bindings::mm_struct>() as u32,
+    vm_area_struct: size_of::<bindings::vm_area_struct>() as u32,
     anon_vma: size_of::<bindings::anon_vma>() as u32,
-    avc: size_of::<bindings::anon_vma_chain>() as u32,
+    anon_vma_chain: size_of::<bindings::anon_vma_chain>() as u32,
 };
 
 /// This module, for files to hold on to and for messages to name.
-const OWNER: *mut bindings::module = <crate::LocalModule as ModuleMetadata>::THIS_MODULE.as_ptr();
+pub(crate) const OWNER: *mut bindings::module =
+    <crate::LocalModule as ModuleMetadata>::THIS_MODULE.as_ptr();
 
 static OPS: Ops = Ops::new(OWNER, LAYOUT);
 
@@ -79,13 +99,112 @@ static OPS: Ops = Ops::new(OWNER, LAYOUT);
 /// To be called by the core only: `vma` is a VMA in the tree of its mm, whose `mmap_lock` is held
 /// for reading or writing during the call.
 unsafe extern "C" fn prepare(vma: *mut bindings::vm_area_struct) -> c_int {
-    // SAFETY: `__anon_vma_lazy_prepare()`, the only caller, runs under the `mmap_lock` that
-    // `__anon_vma_prepare()` requires. A fault that came with the VMA's own lock took `mmap_lock`
-    // later, but the VMA lock has kept `vma` in the tree since it was looked up.
+    // SAFETY: `__anon_vma_prepare()` requires the `mmap_lock`. A fault that came with the VMA's own
+    // lock took `mmap_lock` later, but the VMA lock has kept `vma` in the tree since it was looked
+    // up.
     let vma = unsafe { MmapLocked::from_raw(vma) };
     match policy::first_fault(vma) {
-        Verdict::Regular => bindings::ANON_VMA_LAZY_REGULAR as c_int,
+        Ok(Verdict::Attached) => 0,
+        Ok(Verdict::Regular) => bindings::ANON_VMA_LAZY_REGULAR as c_int,
+        Err(e) => e.to_errno(),
     }
+}
+
+/// `anon_vma_lazy_ops.clone`: `dst` is the copy of `src` that a split, a merge or mremap makes.
+///
+/// # Safety
+///
+/// To be called by the core only: `src` has a lazy root, `dst` has no `anon_vma`; both are VMAs of
+/// one mm, whose `mmap_lock` is held for writing.
+unsafe extern "C" fn clone(
+    dst: *mut bindings::vm_area_struct,
+    src: *mut bindings::vm_area_struct,
+    remap: bool,
+) -> c_int {
+    // SAFETY: By the safety requirements: who else attaches or unlinks one needs `mmap_lock`.
+    let (dst, src) = unsafe { (Exclusive::from_raw(dst), Exclusive::from_raw(src)) };
+    errno(policy::clone(dst, src, remap))
+}
+
+/// `anon_vma_lazy_ops.fork`: `vma` is the child's copy of `pvma`.
+///
+/// # Safety
+///
+/// To be called by the core only: `pvma` has a lazy root, `vma` has no `anon_vma` and is in no tree
+/// yet; the `mmap_lock` of both mms is held for writing.
+unsafe extern "C" fn fork(
+    vma: *mut bindings::vm_area_struct,
+    pvma: *mut bindings::vm_area_struct,
+) -> c_int {
+    // SAFETY: As in `clone()`.
+    let (vma, pvma) = unsafe { (Exclusive::from_raw(vma), Exclusive::from_raw(pvma)) };
+    errno(policy::fork(vma, pvma))
+}
+
+/// `anon_vma_lazy_ops.unlink`: `vma` loses its `anon_vma`, before its page tables go.
+///
+/// # Safety
+///
+/// To be called by the core only: `vma` has a lazy root. The `mmap_lock` is held for writing, or the
+/// VMA has left the tree.
+unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings::anon_vma {
+    // SAFETY: By the safety requirements.
+    policy::unlink(unsafe { Exclusive::from_raw(vma) }).unwrap_or(ptr::null_mut())
+}
+
+/// `anon_vma_lazy_ops.unmap`: `vma` is about to leave the VMA tree; with `undo`, it stays after all.
+///
+/// # Safety
+///
+/// To be called by the core only: the `mmap_lock` of the VMA's mm is held for writing, and so is the
+/// lock of that mm's lazy root.
+unsafe extern "C" fn unmap(vma: *mut bindings::vm_area_struct, undo: bool) {
+    // SAFETY: By the safety requirements.
+    let vma = unsafe { Exclusive::from_raw(vma) };
+    if let Some(root) = vma.mm().root() {
+        // SAFETY: By the safety requirements the lock is held; the core keeps it.
+        let lock = ManuallyDrop::new(unsafe { Write::adopt(root) });
+        policy::unmap(vma, &lock, undo);
+    }
+}
+
+/// `anon_vma_lazy_ops.detach`: the PTEs of the root's mm are gone, its VMA tree is about to go.
+///
+/// # Safety
+///
+/// To be called by the core only: `anon_vma` is a lazy root that is in use.
+unsafe extern "C" fn detach(anon_vma: *mut bindings::anon_vma) {
+    // SAFETY: By the safety requirements.
+    let root = unsafe { Root::from_anon_vma(anon_vma) };
+    if !root.is_detached() {
+        root.write().detach();
+    }
+}
+
+/// `anon_vma_lazy_ops.free`.
+///
+/// # Safety
+///
+/// To be called by the core only: nobody has a reference to `anon_vma`, a lazy root, or its lock.
+unsafe extern "C" fn free(anon_vma: *mut bindings::anon_vma) {
+    // SAFETY: By the safety requirements.
+    unsafe { root::free(anon_vma) };
+}
+
+/// `anon_vma_lazy_ops.walk`: the next VMA of a walk, or NULL.
+///
+/// # Safety
+///
+/// To be called by `anon_rmap_next()` only.
+unsafe extern "C" fn walk(it: *mut bindings::anon_rmap_iter) -> *mut bindings::vm_area_struct {
+    // SAFETY: `anon_rmap_next()` passes the iterators of lazy roots, which it alone uses.
+    let walk = unsafe { Walk::from_raw(it) };
+    walk.next().map_or(ptr::null_mut(), ptr::NonNull::as_ptr)
+}
+
+/// What C expects of an operation that may fail.
+fn errno(result: Result) -> c_int {
+    result.map_or_else(|e| e.to_errno(), |()| 0)
 }
 
 /// The operations are registered for as long as this lives.
@@ -370,10 +489,10 @@ mod tests {
         for field in 0..4 {
             let mut layout = LAYOUT;
             *[
-                &mut layout.mm,
-                &mut layout.vma,
+                &mut layout.mm_struct,
+                &mut layout.vm_area_struct,
                 &mut layout.anon_vma,
-                &mut layout.avc,
+                &mut layout.anon_vma_chain,
             ][field] += 8;
             let ops = Ops::new(OWNER, layout);
             // SAFETY: The layout is refused, so that the core does not keep the pointer.

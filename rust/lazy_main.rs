@@ -3,23 +3,28 @@
 //! Lazy `anon_vma`: the module.
 //!
 //! Linux gives each VMA that takes an anonymous fault an `anon_vma` and an `anon_vma_chain` of its
-//! own, and fork multiplies them. This module is offered that first fault through the hook that
-//! the patched kernel calls ([`hooks`]), and decides what happens ([`policy`]).
+//! own, and fork multiplies them. This module gives an mm one `anon_vma`, its lazy root, which all
+//! of its VMAs share. The patched kernel calls it through operations ([`hooks`]) where a VMA is
+//! prepared, copied or unlinked ([`policy`]), and where the VMAs of a folio are looked for
+//! ([`walk`]).
 //!
 //! | file | what | raw pointers |
 //! |---|---|---|
 //! | [`hooks`] | the boundary: everything the kernel calls, everything registered with it | yes, only here |
-//! | [`vma`] | views of `vm_area_struct`; the type says which lock is held | behind safe methods |
-//! | [`policy`] | what to do with a first anonymous fault | no |
+//! | [`vma`] | views of `vm_area_struct`; the type says which lock is held, or the state | behind safe methods |
+//! | [`root`] | the lazy root: lock guards, references, children, its slab cache | behind safe methods |
+//! | [`walk`] | the VMAs that may map a folio | behind safe methods |
+//! | [`policy`] | what becomes of a VMA | no |
 //! | [`stats`] | counters, striped by CPU | no |
 //! | `debug` | what the files in debugfs show | no |
 //! | [`pure`] | logic without kernel types, shared with the host tests | no |
 //!
 //! # Lifetime
 //!
-//! The core calls the hooks inside an SRCU read-side section. Unregistering is the first thing that
-//! unloading does, and it waits for those sections, so that no hook runs while the rest of the
-//! module is torn down.
+//! Each root holds a module reference, which the core drops after the root was freed: while there
+//! is lazy state the module cannot be unloaded, and an operation that is given a root is safe to run.
+//! Only a first fault in an mm without one has nothing to rely on: the core calls that inside an SRCU
+//! read-side section. Unregistering is the first thing that unloading does, and it waits for those.
 
 use kernel::{
     prelude::*,
@@ -31,8 +36,11 @@ mod debug;
 mod hooks;
 mod policy;
 mod pure;
+mod report;
+mod root;
 mod stats;
 mod vma;
+mod walk;
 
 use pure::mode::Mode;
 
@@ -59,23 +67,27 @@ module! {
 /// # Invariants
 ///
 /// The fields are dropped in the order of their declaration: the hooks are unregistered before
-/// anything else goes.
+/// anything else goes, and the cache of the roots is the last.
 #[pin_data]
 struct AnonVmaLazy {
     _hooks: hooks::Registration,
     _sysctl: hooks::SysctlRegistration,
     _debugfs: hooks::DebugfsRegistration,
+    _cache: root::Cache,
 }
 
 impl InPlaceModule for AnonVmaLazy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         policy::MODE.set(Mode::from(module_parameters::enabled.value()));
         try_pin_init!(Self {
-            // First: it is where the core refuses a module that does not fit.
-            // SAFETY: Kept in the module's value, which is dropped before its memory is freed.
-            _hooks: unsafe { hooks::Registration::new() }?,
-            // SAFETY: As above.
+            // SAFETY: Kept in the module's value, which is dropped before its memory is freed; the
+            // module is not unloaded while there are roots.
+            _cache: unsafe { root::Cache::new() }?,
+            // SAFETY: Kept in the module's value, as above.
             _sysctl: unsafe { hooks::SysctlRegistration::new() }?,
+            // The last that can fail: from here on there may be roots.
+            // SAFETY: As above.
+            _hooks: unsafe { hooks::Registration::new() }?,
             // SAFETY: As above; last, since loading must not fail after this.
             _debugfs: unsafe { hooks::DebugfsRegistration::new() },
         })

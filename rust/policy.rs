@@ -1,23 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What becomes of a VMA's first anonymous fault.
+//! What becomes of a VMA: at its first anonymous fault, when it is copied, when it goes.
 
 use crate::{
     pure::{
         counters::Event,
-        first_fault::{
-            classify,
-            Facts, //
+        mode::{
+            Mode,
+            ModeCell, //
         },
-        mode::ModeCell, //
+        state::{
+            self,
+            Attach,
+            Fork,
+            State, //
+        }, //
+    },
+    report::report_once,
+    root::{
+        Root,
+        RootRef,
+        Write, //
     },
     stats,
-    vma::MmapLocked, //
+    vma::{
+        Avc,
+        Decoded,
+        Exclusive,
+        MmapLocked,
+        Unfaulted,
+        Vma, //
+    },
 };
+use core::ptr;
 #[cfg(CONFIG_KUNIT)]
 use kernel::time::{
     delay::fsleep,
     Delta, //
+};
+use kernel::{
+    bindings,
+    prelude::*, //
 };
 
 /// The mode that `vm.anon_vma_lazy` shows and sets.
@@ -26,27 +49,172 @@ pub(crate) static MODE: ModeCell = ModeCell::new();
 /// What the core is to do with a first anonymous fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    /// Nothing: the VMA has an `anon_vma`.
+    Attached,
     /// What Linux does without a module: give the VMA an `anon_vma` of its own.
     Regular,
 }
 
-/// Decides about the first anonymous fault of `vma`, and counts it.
+/// Decides about the first anonymous fault of `vma`. May sleep; other threads may do the same.
 ///
-/// Lazy roots are not implemented yet: each VMA takes the ordinary path, and the counters tell how
-/// many of them could have been lazy.
-#[inline]
-pub(crate) fn first_fault(vma: &MmapLocked) -> Verdict {
+/// An mm that has a root keeps using it, whatever the mode is: its folios are shared with its
+/// children, and two kinds of VMAs in one mm do not merge.
+///
+/// # Errors
+///
+/// [`ENOMEM`].
+pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
     stats::count(Event::FirstFault);
-    let facts = Facts {
-        prepared: vma.has_anon_vma(),
-        natural: vma.is_natural(),
-    };
-    if let Some(event) = classify(MODE.get(), facts) {
-        stats::count(event);
-    }
     #[cfg(CONFIG_KUNIT)]
     stall();
-    Verdict::Regular
+    if vma.has_anon_vma() {
+        stats::count(Event::Raced);
+        return Ok(Verdict::Attached);
+    }
+    // mremap moves the page tables of these without the lock of their anon_vma.
+    if vma.is_hugetlb() {
+        return Ok(Verdict::Regular);
+    }
+    let mm = vma.mm();
+    let root = match mm.root() {
+        Some(root) => root,
+        None => {
+            if MODE.get() == Mode::Off {
+                stats::count(Event::ModeOff);
+                return Ok(Verdict::Regular);
+            }
+            match RootRef::new(mm, None) {
+                Ok(root) => mm.install(root),
+                // The module is going.
+                Err(e) if e == ENODEV => return Ok(Verdict::Regular),
+                Err(e) => return Err(e),
+            }
+        }
+    };
+
+    // exec moves the temporary stack without the root's lock; a link moves with it.
+    let attached = if vma.is_natural() && !vma.is_temporary_stack() {
+        vma.attach(|vma| drop(vma.lazy(root)))
+    } else {
+        stats::count(Event::Unnatural);
+        let avc = Avc::new()?;
+        let lock = root.write();
+        vma.attach(|vma| drop(vma.link(&lock, avc, None)))
+    };
+    if attached.is_none() {
+        stats::count(Event::Raced);
+    }
+    Ok(Verdict::Attached)
+}
+
+/// Attaches `vma` to `root` as `how` says, or by a link if it is not natural.
+///
+/// # Errors
+///
+/// [`ENOMEM`]; the VMA stays Unfaulted.
+fn attach(vma: Vma<'_, Unfaulted>, how: Attach, root: &Root, own: bool) -> Result {
+    let vma = match how {
+        Attach::Lazy => match vma.lazy(root) {
+            Ok(_) => return Ok(()),
+            Err(vma) => vma,
+        },
+        Attach::Link => vma,
+    };
+    let avc = Avc::new()?;
+    let reference = (!own).then(|| root.get());
+    vma.link(&root.write(), avc, reference);
+    Ok(())
+}
+
+/// The state of a VMA that has a lazy root.
+fn lazy_state(vma: Exclusive<'_>) -> State {
+    match vma.decode() {
+        Decoded::Lazy(_) => State::Lazy,
+        // If it is something else, which has been reported, a link is what is always found.
+        _ => State::Linked,
+    }
+}
+
+/// Attaches `dst`, the copy of `src` in the same mm, to the root that `src` has.
+///
+/// `remap` says that the copy is made by mremap. May sleep.
+///
+/// # Errors
+///
+/// [`ENOMEM`]; `dst` stays Unfaulted.
+pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Result {
+    let (Some(root), Decoded::Unfaulted(vma)) = (src.root(), dst.decode()) else {
+        report_once!("a copy of a VMA is attached already\n");
+        return Err(ENOMEM);
+    };
+    let own = dst.mm().root().is_some_and(|own| ptr::eq(own, root));
+    let how = state::copy(lazy_state(src), vma.is_natural(), remap);
+    attach(vma, how, root, own)
+}
+
+/// Attaches `child`, the copy of `parent` in a new mm, and makes that mm's root if need be.
+///
+/// Both `mmap_lock`s are held for writing. The child's root is in the list of its parent when this
+/// returns, before any PTE is copied. May sleep.
+///
+/// # Errors
+///
+/// [`ENOMEM`]; `child` stays Unfaulted.
+pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
+    let (Some(root), Decoded::Unfaulted(vma)) = (parent.root(), child.decode()) else {
+        report_once!("the child's copy of a VMA is attached already\n");
+        return Err(ENOMEM);
+    };
+    let own = parent.mm().root().is_some_and(|own| ptr::eq(own, root));
+    let mm = child.mm();
+    let plan = state::fork(
+        lazy_state(parent),
+        own,
+        mm.root().is_some(),
+        if own { root.orphans() } else { 0 },
+        vma.is_natural(),
+    );
+    match plan {
+        Fork::Own(how) => {
+            let root = match mm.root() {
+                Some(root) => root,
+                // The parent's root keeps the module, so that this fails for want of memory only.
+                None => mm.install(RootRef::new(mm, Some(root)).map_err(|_| ENOMEM)?),
+            };
+            attach(vma, how, root, true)
+        }
+        Fork::Foreign => {
+            if own {
+                stats::count(Event::TooDeep);
+            }
+            attach(vma, Attach::Link, root, false)
+        }
+    }
+}
+
+/// Takes `vma` from its root. May sleep.
+///
+/// Returns a reference that the core has to drop.
+pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
+    match vma.decode() {
+        Decoded::Lazy(vma) => drop(vma.unlink()),
+        Decoded::Detaching(vma) => drop(vma.unlink()),
+        Decoded::Linked(vma) => return vma.unlink().1,
+        Decoded::Unfaulted(_) | Decoded::Regular => (),
+        Decoded::Impossible => vma.abandon(),
+    }
+    None
+}
+
+/// `vma` is about to leave the VMA tree (or, with `undo`, is not after all); `lock` is that of its
+/// mm's root.
+pub(crate) fn unmap(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
+    match vma.decode() {
+        Decoded::Lazy(vma) if !undo => drop(vma.detaching(lock)),
+        Decoded::Detaching(vma) if undo => drop(vma.undo(lock)),
+        // The others are found without the VMA tree, or not at all.
+        _ => (),
+    }
 }
 
 /// Sleeps for `test_delay_ms`, so that a test can unload the module while a hook runs.

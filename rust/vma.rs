@@ -1,14 +1,257 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Views of `vm_area_struct`. The type says which lock is held, and so what may be read.
+//! Views of `vm_area_struct` and `mm_struct`. The type says which lock is held, and so what may be
+//! read and written.
+//!
+//! | type | what is known | what may be done |
+//! |---|---|---|
+//! | [`Area`] | the memory is that of some VMA, maybe free by now | racy reads, to be validated |
+//! | [`MmapLocked`] | in the tree, `mmap_lock` is held | range and offset are stable |
+//! | [`Exclusive`] | nobody else attaches or unlinks it | decode the state, begin a transition |
+//! | [`Vma<S>`](Vma) | it is in state `S`, and exclusive | the transitions out of `S`, no other |
 
-use crate::pure::first_fault::is_natural;
-use core::ptr;
+use crate::{
+    pure::{
+        counters::Event,
+        natural::is_natural,
+        state::{
+            self,
+            Anon,
+            Chain,
+            State, //
+        },
+    },
+    report::report_once,
+    root::{
+        Root,
+        RootRef,
+        Write, //
+    },
+    stats,
+};
+use core::{
+    marker::PhantomData,
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
 use kernel::{
     bindings,
     page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        rcu,
+        SpinLock, //
+    },
     types::Opaque, //
 };
+
+/// An mm, kept by whoever has the reference.
+///
+/// # Invariants
+///
+/// The `mm_struct` and its VMA tree are valid, and the tree is in RCU mode.
+#[repr(transparent)]
+pub(crate) struct Mm(Opaque<bindings::mm_struct>);
+
+impl Mm {
+    /// The pointer.
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *mut bindings::mm_struct {
+        self.0.get()
+    }
+
+    #[inline]
+    fn lazy(&self) -> &Atomic<*mut bindings::anon_vma> {
+        // SAFETY: The field is only accessed atomically once the mm is in use; only its address is
+        // computed here.
+        unsafe { Atomic::from_ptr(&raw mut (*self.as_ptr()).__bindgen_anon_1.anon_vma_lazy) }
+    }
+
+    /// The lazy root. It is set once, and goes with the mm.
+    #[inline]
+    pub(crate) fn root(&self) -> Option<&Root> {
+        let anon_vma = self.lazy().load(Acquire);
+        // SAFETY: The mm holds a reference to its root while it has VMAs.
+        (!anon_vma.is_null()).then(|| unsafe { Root::from_anon_vma(anon_vma) })
+    }
+
+    /// Gives the mm its root, unless another thread was faster, and returns the one that it has.
+    ///
+    /// A root that is not needed is dropped: the core's SRCU read-side section, or another root,
+    /// has to keep the module.
+    pub(crate) fn install(&self, root: RootRef) -> &Root {
+        {
+            let _lock = self.page_table_lock().lock();
+            let lazy = self.lazy();
+            if lazy.load(Relaxed).is_null() {
+                let anon_vma = root.into_raw();
+                lazy.store(anon_vma, Release);
+                // SAFETY: As in `root()`.
+                return unsafe { Root::from_anon_vma(anon_vma) };
+            }
+        }
+        root.write().detach();
+        drop(root);
+        // SAFETY: As in `root()`; it was not NULL above, and does not change again.
+        unsafe { Root::from_anon_vma(self.lazy().load(Acquire)) }
+    }
+
+    #[inline]
+    fn page_table_lock(&self) -> &SpinLock<()> {
+        // SAFETY: The lock is initialized, and lives as long as the mm.
+        unsafe { SpinLock::from_raw(&raw mut (*self.as_ptr()).__bindgen_anon_1.page_table_lock) }
+    }
+
+    /// The first VMA in the tree that covers one of the addresses from `start` to `last`, and the
+    /// address behind its place there (0 behind the last address that there is).
+    #[inline]
+    pub(crate) fn lookup(
+        &self,
+        start: usize,
+        last: usize,
+        _rcu: &rcu::Guard,
+    ) -> Option<(&Area, usize)> {
+        let mut index = start;
+        // SAFETY: By the type invariant.
+        let entry = unsafe {
+            bindings::mt_find(
+                &raw mut (*self.as_ptr()).__bindgen_anon_1.mm_mt,
+                &raw mut index,
+                last,
+            )
+        };
+        // SAFETY: Entries of the tree are VMAs, whose memory stays that of a VMA for as long as the
+        // RCU read lock is held.
+        unsafe { entry.cast::<Area>().as_ref() }.map(|area| (area, index))
+    }
+}
+
+/// Memory of a VMA.
+///
+/// # Invariants
+///
+/// It is that of some VMA: VMAs come from a `SLAB_TYPESAFE_BY_RCU` cache, so that without a lock
+/// that keeps it, it may be free or another one, and what is read has to be validated.
+#[repr(transparent)]
+pub(crate) struct Area(Opaque<bindings::vm_area_struct>);
+
+impl Area {
+    /// The pointer.
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *mut bindings::vm_area_struct {
+        self.0.get()
+    }
+
+    /// The VMA that has this list head.
+    ///
+    /// # Safety
+    ///
+    /// `chain` is the `anon_vma_chain` of a VMA that is valid for all of `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_chain<'a>(chain: *mut bindings::list_head) -> &'a Self {
+        // SAFETY: By the safety requirements.
+        unsafe {
+            &*kernel::container_of!(chain, bindings::vm_area_struct, anon_vma_chain).cast::<Self>()
+        }
+    }
+
+    #[inline]
+    fn anon_vma_field(&self) -> &Atomic<*mut bindings::anon_vma> {
+        // SAFETY: The memory is that of a VMA, whose field others read and write as a whole word.
+        unsafe { Atomic::from_ptr(&raw mut (*self.as_ptr()).anon_vma) }
+    }
+
+    /// `vma->anon_vma`.
+    #[inline]
+    pub(crate) fn anon_vma(&self) -> *mut bindings::anon_vma {
+        self.anon_vma_field().load(Relaxed)
+    }
+
+    /// `vma->vm_mm`.
+    #[inline]
+    fn mm_ptr(&self) -> *mut bindings::mm_struct {
+        // SAFETY: The memory is that of a VMA; volatile, since it may change.
+        unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).vm_mm) }
+    }
+
+    /// The first address.
+    #[inline]
+    pub(crate) fn start(&self) -> usize {
+        // SAFETY: As above.
+        unsafe {
+            ptr::read_volatile(
+                &raw const (*self.as_ptr()).__bindgen_anon_1.__bindgen_anon_1.vm_start,
+            )
+        }
+    }
+
+    /// The address behind the last one.
+    #[inline]
+    pub(crate) fn end(&self) -> usize {
+        // SAFETY: As above.
+        unsafe {
+            ptr::read_volatile(&raw const (*self.as_ptr()).__bindgen_anon_1.__bindgen_anon_1.vm_end)
+        }
+    }
+
+    /// Whether the anonymous page offset is the address.
+    #[inline]
+    pub(crate) fn is_natural(&self) -> bool {
+        // SAFETY: The memory is that of a VMA.
+        let anon_pgoff = unsafe { bindings::vma_start_anon_pgoff(self.as_ptr()) };
+        is_natural(anon_pgoff, self.start(), PAGE_SHIFT as u32)
+    }
+
+    /// The list head.
+    #[inline]
+    pub(crate) fn list_head(&self) -> *mut bindings::list_head {
+        // SAFETY: Only computes an address.
+        unsafe { &raw mut (*self.as_ptr()).anon_vma_chain }
+    }
+
+    /// What the list head's `next` is.
+    #[inline]
+    pub(crate) fn chain_next(&self) -> *mut bindings::list_head {
+        // SAFETY: The memory is that of a VMA; volatile, since it may change.
+        unsafe { ptr::read_volatile(&raw const (*self.list_head()).next) }
+    }
+
+    /// Sets both pointers of the list head. For the detaching list only, under the root's lock.
+    #[inline]
+    pub(crate) fn set_chain(&self, next: *mut bindings::list_head, prev: *mut bindings::list_head) {
+        // SAFETY: The memory is that of a VMA; walks that read `next` meanwhile hold no lock, and
+        // validate.
+        unsafe {
+            ptr::write_volatile(&raw mut (*self.list_head()).next, next);
+            ptr::write_volatile(&raw mut (*self.list_head()).prev, prev);
+        }
+    }
+
+    /// Whether it looks like a Lazy VMA of `root`, the root of `mm`. Fields are read without a lock:
+    /// the answer is right if the lock of `root` is held, and a second lookup finds the same VMA.
+    #[inline]
+    pub(crate) fn looks_lazy(&self, root: &Root, mm: &Mm) -> bool {
+        ptr::eq(self.mm_ptr(), mm.as_ptr())
+            && root.is(self.anon_vma())
+            && self.chain_next() == self.list_head()
+            && self.is_natural()
+    }
+
+    /// Whether it covers one of the addresses from `start` to `last`.
+    #[inline]
+    pub(crate) fn intersects(&self, start: usize, last: usize) -> bool {
+        self.start() <= last && self.end() > start
+    }
+}
 
 /// A VMA whose mm's `mmap_lock` is held, for reading or writing.
 ///
@@ -18,8 +261,15 @@ use kernel::{
 /// the VMA's range and its anonymous page offset do not change. `anon_vma` may be set by another
 /// thread meanwhile (from NULL, once), since page faults hold the lock for reading.
 #[repr(transparent)]
-pub(crate) struct MmapLocked {
-    vma: Opaque<bindings::vm_area_struct>,
+pub(crate) struct MmapLocked(Area);
+
+impl Deref for MmapLocked {
+    type Target = Area;
+
+    #[inline]
+    fn deref(&self) -> &Area {
+        &self.0
+    }
 }
 
 impl MmapLocked {
@@ -39,23 +289,386 @@ impl MmapLocked {
     /// Whether the VMA has an `anon_vma` already.
     #[inline]
     pub(crate) fn has_anon_vma(&self) -> bool {
-        // SAFETY: By the type invariant the VMA is valid. Another thread may set the field: the
-        // load is volatile (the kernel's `READ_ONCE`), and the pointer is only compared.
-        !unsafe { ptr::read_volatile(&raw const (*self.vma.get()).anon_vma) }.is_null()
+        !self.anon_vma().is_null()
     }
 
-    /// Whether the VMA's anonymous page offset is its address.
+    /// The mm.
+    #[inline]
+    pub(crate) fn mm(&self) -> &Mm {
+        // SAFETY: A VMA in a tree has an mm, which `mmap_lock` keeps.
+        unsafe { &*self.mm_ptr().cast() }
+    }
+
+    /// Whether it is a mapping of huge pages.
+    #[inline]
+    pub(crate) fn is_hugetlb(&self) -> bool {
+        // SAFETY: By the type invariant the VMA is valid.
+        unsafe { bindings::is_vm_hugetlb_page(self.as_ptr()) }
+    }
+
+    /// Whether it is the stack of a program that exec is about to move to its place.
+    #[inline]
+    pub(crate) fn is_temporary_stack(&self) -> bool {
+        // SAFETY: By the type invariant the VMA is valid.
+        unsafe { bindings::vma_is_temporary_stack(self.as_ptr()) }
+    }
+
+    /// Calls `attach` with the VMA under the `page_table_lock`, which no other thread then prepares.
+    /// If one has done so before, returns [`None`].
+    #[inline]
+    pub(crate) fn attach<R>(&self, attach: impl FnOnce(Vma<'_, Unfaulted>) -> R) -> Option<R> {
+        let _lock = self.mm().page_table_lock().lock();
+        if self.has_anon_vma() {
+            return None;
+        }
+        // INVARIANT: Whoever prepares a VMA under `mmap_lock` takes this lock; others that attach or
+        // unlink it hold `mmap_lock` for writing. It has no `anon_vma`, and then no chain.
+        Some(attach(Vma::new(&self.0)))
+    }
+}
+
+/// A VMA that nobody else attaches or unlinks.
+///
+/// # Invariants
+///
+/// The VMA is valid, and while this lives only the holder changes its `anon_vma` and its list head:
+/// `mmap_lock` is held for writing, or the VMA is not in a tree (not yet, or no more).
+#[derive(Clone, Copy)]
+pub(crate) struct Exclusive<'a>(&'a Area);
+
+impl Deref for Exclusive<'_> {
+    type Target = Area;
+
+    #[inline]
+    fn deref(&self) -> &Area {
+        self.0
+    }
+}
+
+/// A VMA with its state.
+pub(crate) enum Decoded<'a> {
+    Unfaulted(Vma<'a, Unfaulted>),
+    Lazy(Vma<'a, Lazy>),
+    Linked(Vma<'a, Linked>),
+    Detaching(Vma<'a, Detaching>),
+    /// Not ours.
+    Regular,
+    /// Reported: a pair of facts that no transition leads to.
+    Impossible,
+}
+
+impl<'a> Exclusive<'a> {
+    /// Makes the view.
+    ///
+    /// # Safety
+    ///
+    /// The type invariant must hold for all of `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw(vma: *mut bindings::vm_area_struct) -> Self {
+        // SAFETY: Valid, by the safety requirements.
+        // INVARIANT: By the safety requirements.
+        Self(unsafe { &*vma.cast() })
+    }
+
+    /// The mm.
+    #[inline]
+    pub(crate) fn mm(&self) -> &'a Mm {
+        // SAFETY: The mm of a VMA lives until its VMAs are gone.
+        unsafe { &*self.0.mm_ptr().cast() }
+    }
+
+    /// The lazy root that it has.
+    #[inline]
+    pub(crate) fn root(&self) -> Option<&'a Root> {
+        let anon_vma = self.anon_vma();
+        // SAFETY: A VMA keeps its `anon_vma` in use, through the reference of its mm or its own.
+        unsafe { bindings::anon_vma_is_lazy(anon_vma).then(|| Root::from_anon_vma(anon_vma)) }
+    }
+
+    /// The facts that make its state.
+    fn facts(&self) -> (Anon, Chain) {
+        let anon = match self.root() {
+            None if self.anon_vma().is_null() => Anon::None,
+            None => Anon::Regular,
+            Some(root) if self.mm().root().is_some_and(|own| ptr::eq(own, root)) => Anon::Own,
+            Some(_) => Anon::Foreign,
+        };
+        // SAFETY: By the type invariant the VMA is valid, and only the holder changes the list head.
+        // Neighbours on the detaching list change `next` alone, under the root's lock: whether it is
+        // empty stays what it is.
+        let prev = unsafe { (*self.list_head()).prev };
+        let chain = if self.chain_next() == self.list_head() {
+            Chain::Empty
+        } else if self.root().is_some_and(|root| root.mark() == prev) {
+            Chain::Detaching
+        } else {
+            Chain::Links
+        };
+        (anon, chain)
+    }
+
+    /// Derives the state.
+    pub(crate) fn decode(self) -> Decoded<'a> {
+        let area = self.0;
+        // INVARIANT: The state is what was derived, and by the type invariant of `self` it is stable.
+        match state::decode(self.facts().0, self.facts().1) {
+            Ok(State::Unfaulted) => Decoded::Unfaulted(Vma::new(area)),
+            Ok(State::Lazy) => Decoded::Lazy(Vma::new(area)),
+            Ok(State::Linked) => Decoded::Linked(Vma::new(area)),
+            Ok(State::Detaching) => Decoded::Detaching(Vma::new(area)),
+            Ok(State::Regular) => Decoded::Regular,
+            Err((anon, chain)) => {
+                report_once!(
+                    "a VMA cannot be in this state: anon_vma {:?}, chain {:?}, {:x}-{:x}\n",
+                    anon,
+                    chain,
+                    area.start(),
+                    area.end()
+                );
+                Decoded::Impossible
+            }
+        }
+    }
+
+    /// Forgets an `anon_vma` that cannot be explained: the safe way out of [`Decoded::Impossible`].
+    ///
+    /// No walk finds the VMA any more; the memory that it was linked with is lost.
+    pub(crate) fn abandon(self) {
+        let lock = self.root().map(Root::write);
+        self.anon_vma_field().store(ptr::null_mut(), Relaxed);
+        self.set_chain(self.list_head(), self.list_head());
+        drop(lock);
+    }
+}
+
+/// State of a [`Vma`].
+pub(crate) enum Unfaulted {}
+/// State of a [`Vma`].
+pub(crate) enum Lazy {}
+/// State of a [`Vma`].
+pub(crate) enum Linked {}
+/// State of a [`Vma`].
+pub(crate) enum Detaching {}
+
+/// A VMA in state `S`. Its methods are the transitions that there are: another cannot be written.
+///
+/// | from | to | by |
+/// |---|---|---|
+/// | Unfaulted | Lazy | [`lazy`](Vma::lazy), if natural |
+/// | Unfaulted | Linked | [`link`](Vma::link) |
+/// | Lazy | Detaching | [`detaching`](Vma::detaching) |
+/// | Detaching | Lazy | [`undo`](Vma::undo) |
+/// | Lazy, Linked, Detaching | Unfaulted | `unlink` |
+///
+/// # Invariants
+///
+/// The VMA is in state `S` and, as in [`Exclusive`], only the holder changes that.
+pub(crate) struct Vma<'a, S> {
+    area: &'a Area,
+    _state: PhantomData<S>,
+}
+
+impl<'a, S> Vma<'a, S> {
+    /// To be used where the invariant is established, in this file.
+    #[inline]
+    fn new(area: &'a Area) -> Self {
+        Self {
+            area,
+            _state: PhantomData,
+        }
+    }
+
+    /// Whether the anonymous page offset is the address.
     #[inline]
     pub(crate) fn is_natural(&self) -> bool {
-        // SAFETY: By the type invariant the VMA is valid, and `mmap_lock` keeps both fields as they
-        // are.
-        let (anon_pgoff, start) = unsafe {
-            let vma = self.vma.get();
-            (
-                bindings::vma_start_anon_pgoff(vma),
-                (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_start,
-            )
+        self.area.is_natural()
+    }
+
+    #[inline]
+    fn root(&self) -> Option<&'a Root> {
+        // INVARIANT: That of `self`.
+        Exclusive(self.area).root()
+    }
+
+    /// Leaves the `anon_vma`; the caller has seen to the list head.
+    #[inline]
+    fn unfault(self) -> Vma<'a, Unfaulted> {
+        self.area.anon_vma_field().store(ptr::null_mut(), Relaxed);
+        stats::count(Event::Unlinked);
+        Vma::new(self.area)
+    }
+}
+
+impl<'a> Vma<'a, Unfaulted> {
+    /// Unfaulted to Lazy: `root` is the root of the VMA's mm.
+    ///
+    /// No lock of the root: a walk that misses the store has a folio that cannot be mapped in this
+    /// VMA yet. The release store is before the first PTE, by the page table locks.
+    ///
+    /// # Errors
+    ///
+    /// The VMA itself, if it is not natural: a walk would not find it.
+    #[inline]
+    pub(crate) fn lazy(self, root: &Root) -> Result<Vma<'a, Lazy>, Self> {
+        if !self.is_natural() {
+            return Err(self);
+        }
+        self.area
+            .anon_vma_field()
+            .store(root.as_anon_vma(), Release);
+        stats::count(Event::Lazy);
+        // INVARIANT: The list head of an Unfaulted VMA is empty.
+        Ok(Vma::new(self.area))
+    }
+
+    /// Unfaulted to Linked. Walks see all of it or nothing: the lock is held.
+    ///
+    /// If the root is not that of the VMA's own mm, the link holds `foreign`, a reference to it.
+    #[inline]
+    pub(crate) fn link(
+        self,
+        lock: &Write<'_>,
+        avc: Avc,
+        foreign: Option<RootRef>,
+    ) -> Vma<'a, Linked> {
+        avc.insert(self.area, lock);
+        self.area
+            .anon_vma_field()
+            .store(lock.root().as_anon_vma(), Release);
+        stats::count(Event::Linked);
+        if let Some(reference) = foreign {
+            stats::count(Event::Foreign);
+            let _ = reference.into_raw();
+        }
+        Vma::new(self.area)
+    }
+}
+
+impl<'a> Vma<'a, Lazy> {
+    /// Lazy to Detaching: the VMA is about to leave the VMA tree, with its PTEs.
+    #[inline]
+    pub(crate) fn detaching(self, lock: &Write<'_>) -> Vma<'a, Detaching> {
+        lock.push_detaching(self.area);
+        stats::count(Event::Detaching);
+        Vma::new(self.area)
+    }
+
+    /// Lazy to Unfaulted. The page tables are still there; no walk is in them.
+    #[inline]
+    pub(crate) fn unlink(self) -> Vma<'a, Unfaulted> {
+        match self.root() {
+            // A detached mm is entered no more, and whoever was in it when that was done is out.
+            Some(root) if root.is_detached() => self.unfault(),
+            Some(root) => {
+                let _lock = root.write();
+                self.unfault()
+            }
+            None => self.unfault(),
+        }
+    }
+}
+
+impl<'a> Vma<'a, Detaching> {
+    /// Detaching to Lazy: munmap failed, and the VMA stays in the tree.
+    #[inline]
+    pub(crate) fn undo(self, lock: &Write<'_>) -> Vma<'a, Lazy> {
+        lock.remove_detaching(self.area);
+        Vma::new(self.area)
+    }
+
+    /// Detaching to Unfaulted.
+    #[inline]
+    pub(crate) fn unlink(self) -> Vma<'a, Unfaulted> {
+        let _lock = self.root().map(|root| {
+            let lock = root.write();
+            lock.remove_detaching(self.area);
+            lock
+        });
+        self.unfault()
+    }
+}
+
+impl<'a> Vma<'a, Linked> {
+    /// Linked to Unfaulted. Returns the reference that the link held, if the root is foreign.
+    ///
+    /// It may be the last one, and the last thing that holds the module: it is for the core to drop.
+    pub(crate) fn unlink(self) -> (Vma<'a, Unfaulted>, Option<*mut bindings::anon_vma>) {
+        let Some(root) = self.root() else {
+            return (self.unfault(), None);
         };
-        is_natural(anon_pgoff, start, PAGE_SHIFT as u32)
+        let own = Exclusive(self.area)
+            .mm()
+            .root()
+            .is_some_and(|own| ptr::eq(own, root));
+        let (avc, vma) = {
+            let lock = root.write();
+            (Avc::remove(self.area, &lock), self.unfault())
+        };
+        drop(avc);
+        (vma, (!own).then(|| root.as_anon_vma()))
+    }
+}
+
+/// An `anon_vma_chain` that is in no tree.
+///
+/// # Invariants
+///
+/// The object is allocated, owned by this value, and in no list and no tree.
+pub(crate) struct Avc(NonNull<bindings::anon_vma_chain>);
+
+impl Avc {
+    /// Allocates one. May sleep, and so before any root is locked.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: Process context.
+        let avc = unsafe { bindings::anon_vma_chain_alloc(bindings::GFP_KERNEL) };
+        // INVARIANT: Just allocated.
+        NonNull::new(avc).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Puts it on the VMA's list, which is empty, and in the root's interval tree.
+    fn insert(self, area: &Area, lock: &Write<'_>) {
+        let avc = core::mem::ManuallyDrop::new(self).0.as_ptr();
+        let anon_vma = lock.root().as_anon_vma();
+        // SAFETY: By the type invariant the object is ours; the VMA's list head is empty and, by the
+        // caller's invariant, changed by nobody else; the lock protects the interval tree.
+        unsafe {
+            (*avc).vma = area.as_ptr();
+            (*avc).anon_vma = anon_vma;
+            bindings::INIT_LIST_HEAD(&raw mut (*avc).same_vma);
+            bindings::list_add_tail(&raw mut (*avc).same_vma, area.list_head());
+            bindings::anon_rmap_tree_insert(avc, anon_vma);
+        }
+    }
+
+    /// Takes the one of a Linked VMA out of both. [`None`], and a report, if that has another root.
+    fn remove(area: &Area, lock: &Write<'_>) -> Option<Self> {
+        let anon_vma = lock.root().as_anon_vma();
+        // SAFETY: The VMA is Linked: `next` is the list head of an `anon_vma_chain`, which only the
+        // holder takes off.
+        let avc =
+            unsafe { kernel::container_of!(area.chain_next(), bindings::anon_vma_chain, same_vma) };
+        // Empty again, whatever it held.
+        area.set_chain(area.list_head(), area.list_head());
+        // SAFETY: As above; the lock protects the interval tree.
+        unsafe {
+            if (*avc).anon_vma != anon_vma || (*avc).vma != area.as_ptr() {
+                report_once!("a Linked VMA has a link of another\n");
+                return None;
+            }
+            bindings::anon_rmap_tree_remove(avc, anon_vma);
+        }
+        // INVARIANT: Out of the list and the tree.
+        NonNull::new(avc).map(Self)
+    }
+}
+
+impl Drop for Avc {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::anon_vma_chain_free(self.0.as_ptr()) };
     }
 }

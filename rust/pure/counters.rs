@@ -13,21 +13,54 @@ use kernel::sync::atomic::{
 pub(crate) enum Event {
     /// A first anonymous fault that the core offered.
     FirstFault,
-    /// Of these: the mode was off.
+    /// Of these: the mode was off, and the mm had no lazy root.
     ModeOff,
     /// Of these: another thread had prepared the VMA by then.
     Raced,
-    /// Of these: the VMA was not natural.
+    /// Of these: the VMA was not natural, or is about to move.
     Unnatural,
+    /// A lazy root was made.
+    RootNew,
+    /// A lazy root was freed.
+    RootFree,
+    /// A VMA became Lazy.
+    Lazy,
+    /// A VMA became Linked.
+    Linked,
+    /// Of these: to the root of another mm.
+    Foreign,
+    /// A VMA became Detaching.
+    Detaching,
+    /// A VMA became Unfaulted again.
+    Unlinked,
+    /// Fork made no root, since too many ancestors have no mm.
+    TooDeep,
+    /// A walk went on to the root of a child.
+    Descend,
+    /// Of these: the lock was contended, and the walk may skip it.
+    Skip,
+    /// A lookup in a VMA tree was repeated, since the VMA had changed.
+    Retry,
 }
 
 impl Event {
     /// Every event, in the order in which they are shown.
-    pub(crate) const ALL: [Event; 4] = [
+    pub(crate) const ALL: [Event; 15] = [
         Event::FirstFault,
         Event::ModeOff,
         Event::Raced,
         Event::Unnatural,
+        Event::RootNew,
+        Event::RootFree,
+        Event::Lazy,
+        Event::Linked,
+        Event::Foreign,
+        Event::Detaching,
+        Event::Unlinked,
+        Event::TooDeep,
+        Event::Descend,
+        Event::Skip,
+        Event::Retry,
     ];
 
     /// The name under which debugfs shows the event.
@@ -37,6 +70,17 @@ impl Event {
             Event::ModeOff => "first_fault_off",
             Event::Raced => "first_fault_raced",
             Event::Unnatural => "first_fault_unnatural",
+            Event::RootNew => "root_new",
+            Event::RootFree => "root_free",
+            Event::Lazy => "vma_lazy",
+            Event::Linked => "vma_linked",
+            Event::Foreign => "vma_linked_foreign",
+            Event::Detaching => "vma_detaching",
+            Event::Unlinked => "vma_unlinked",
+            Event::TooDeep => "fork_too_deep",
+            Event::Descend => "walk_descend",
+            Event::Skip => "walk_skip",
+            Event::Retry => "walk_retry",
         }
     }
 }

@@ -6,5 +6,7 @@
 //! host. They may use `core` and `kernel::sync::atomic`, for which that crate has a stand-in.
 
 pub(crate) mod counters;
-pub(crate) mod first_fault;
+pub(crate) mod family;
 pub(crate) mod mode;
+pub(crate) mod natural;
+pub(crate) mod state;

@@ -24,7 +24,8 @@ mod threads {
     #[test]
     fn counters_lose_nothing() {
         static COUNTERS: Counters = Counters::new();
-        const PER_THREAD: u64 = 20_000;
+        const EVENTS: usize = Event::ALL.len();
+        const PER_THREAD: u64 = 1_000 * EVENTS as u64;
 
         thread::scope(|scope| {
             for id in 0..8_usize {
@@ -32,13 +33,17 @@ mod threads {
                     for n in 0..PER_THREAD {
                         // Half of the threads share a stripe, half move about.
                         let cpu = if id % 2 == 0 { 5 } else { id + n as usize };
-                        COUNTERS.add(cpu, Event::ALL[n as usize % 4]);
+                        COUNTERS.add(cpu, Event::ALL[n as usize % EVENTS]);
                     }
                 });
             }
         });
         for event in Event::ALL {
-            assert_eq!(COUNTERS.sum(event), 8 * PER_THREAD / 4, "{event:?}");
+            assert_eq!(
+                COUNTERS.sum(event),
+                8 * PER_THREAD / EVENTS as u64,
+                "{event:?}"
+            );
         }
     }
 

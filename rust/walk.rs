@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The walk: the VMAs that may map a folio of a lazy root.
+//!
+//! A *visit* of a root is one hold of its lock. It looks into the VMA tree of the mm, then into the
+//! root's interval tree, then at its detaching list. The order matters: a VMA that mremap moves
+//! is found where it was before it is found where it goes to.
+//!
+//! A walk visits the root that it begins with, then the roots of the children, parents first, and
+//! holds one of their locks at a time. Fork puts a child on the list of its parent before it copies
+//! the first PTE, and the walk looks at that list after it has visited the parent: a PTE that was
+//! copied from one that the walk has not changed yet is in an mm that the walk comes to later.
+
+use crate::{
+    pure::{
+        counters::Event,
+        family, //
+    },
+    root::{
+        Read,
+        Root,
+        Tree, //
+    },
+    stats,
+    vma::Area,
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    bindings,
+    page::PAGE_SHIFT,
+    sync::{
+        barrier::{
+            smp_mb,
+            Read as ReadBarrier, //
+        },
+        rcu, //
+    }, //
+};
+
+/// Where a visit is: what `anon_rmap_iter.stage` holds.
+mod stage {
+    pub(super) const VMA_TREE: u8 = 0;
+    pub(super) const INTERVAL_TREE: u8 = 1;
+    pub(super) const DETACHING: u8 = 2;
+    pub(super) const END: u8 = 3;
+}
+
+/// A walk that the core has begun.
+///
+/// # Invariants
+///
+/// - `cur` is a lazy root whose lock is held: by the walk if `owned`, else by the caller, and then it
+///   is `start`. If `cur` is not `start`, the walk has a pin on it. Only at the end of the walk `cur`
+///   may be pinned and not locked.
+/// - `avc`, `stage` and `pos` say where the visit of `cur` is, as below.
+#[repr(transparent)]
+pub(crate) struct Walk(bindings::anon_rmap_iter);
+
+impl Walk {
+    /// Makes the view.
+    ///
+    /// # Safety
+    ///
+    /// `it` was made by `ANON_RMAP_ITER()` for a lazy root whose lock is held, and has been used by
+    /// `anon_rmap_next()` alone since.
+    #[inline]
+    pub(crate) unsafe fn from_raw<'a>(it: *mut bindings::anon_rmap_iter) -> &'a mut Self {
+        // SAFETY: A transparent wrapper; the caller's iterator is its own.
+        // INVARIANT: By the safety requirements.
+        unsafe { &mut *it.cast() }
+    }
+
+    /// The next VMA, or [`None`] at the end. May sleep between two roots.
+    ///
+    /// Until the next call the lock of a root is held that keeps the VMA and its page tables.
+    pub(crate) fn next(&mut self) -> Option<NonNull<bindings::vm_area_struct>> {
+        loop {
+            if let Some(vma) = self.visit() {
+                return Some(vma);
+            }
+            if self.may_stop() || !self.descend() {
+                return None;
+            }
+        }
+    }
+
+    #[inline]
+    fn cur(&self) -> NonNull<Root> {
+        // SAFETY: By the type invariant a lazy root that is in use.
+        NonNull::from(unsafe { Root::from_anon_vma(self.0.cur) })
+    }
+
+    /// The addresses at which VMAs of the VMA tree map the folio: first and last.
+    #[inline]
+    fn addresses(&self) -> Option<(usize, usize)> {
+        let last_page = self.0.last.checked_add(1)?;
+        let limit = usize::MAX >> PAGE_SHIFT;
+        (last_page <= limit).then(|| (self.0.first << PAGE_SHIFT, (last_page << PAGE_SHIFT) - 1))
+    }
+
+    /// The next VMA of this visit.
+    fn visit(&mut self) -> Option<NonNull<bindings::vm_area_struct>> {
+        // SAFETY: By the type invariant; it is locked, and `ManuallyDrop` keeps it so.
+        let lock = ManuallyDrop::new(unsafe { Read::adopt(Root::from_anon_vma(self.0.cur)) });
+
+        if self.0.stage == stage::VMA_TREE {
+            if let Some(area) = self.visit_vma_tree(&lock) {
+                return NonNull::new(area.as_ptr());
+            }
+            self.0.stage = stage::INTERVAL_TREE;
+            self.0.avc = ptr::null_mut();
+        }
+        if self.0.stage == stage::INTERVAL_TREE {
+            // SAFETY: The lock is held, so that the tree and its members stay as they are.
+            unsafe {
+                self.0.avc = if self.0.avc.is_null() {
+                    bindings::anon_rmap_tree_iter_first(self.0.cur, self.0.first, self.0.last)
+                } else {
+                    bindings::anon_rmap_tree_iter_next(self.0.avc, self.0.first, self.0.last)
+                };
+                if !self.0.avc.is_null() {
+                    return NonNull::new((*self.0.avc).vma);
+                }
+            }
+            self.0.stage = stage::DETACHING;
+            self.0.pos = 0;
+        }
+        if self.0.stage == stage::DETACHING {
+            if let Some(area) = self.visit_detaching(&lock) {
+                self.0.pos = area.as_ptr() as usize;
+                return NonNull::new(area.as_ptr());
+            }
+            self.0.stage = stage::END;
+        }
+        None
+    }
+
+    /// The next Lazy VMA at an address of the folio. `pos` is where to look next.
+    fn visit_vma_tree<'a>(&mut self, lock: &'a Read<'_>) -> Option<&'a Area> {
+        let mm = lock.mm()?;
+        let (start, last) = self.addresses()?;
+        let mut pos = start.max(self.0.pos);
+
+        let rcu = rcu::read_lock();
+        while pos <= last {
+            let (area, next) = mm.lookup(pos, last, &rcu)?;
+            if !area.looks_lazy(lock.root(), mm) || !area.intersects(pos, last) {
+                // Behind the last address there is nothing.
+                pos = if next == 0 { usize::MAX } else { next };
+                continue;
+            }
+            // The memory may be that of a copy that was never in this tree. If the tree has it here
+            // after its fields were read, they are those of a VMA that the lock keeps. The barrier
+            // also orders the load of `anon_vma` before those of the range by whoever gets the VMA.
+            smp_mb(ReadBarrier);
+            match mm.lookup(pos, last, &rcu) {
+                Some((again, _)) if ptr::eq(again, area) => {
+                    self.0.pos = area.end();
+                    return Some(area);
+                }
+                _ => stats::count(Event::Retry),
+            }
+        }
+        None
+    }
+
+    /// The next VMA on the detaching list that maps an address of the folio. `pos` is the one that
+    /// was found before, or 0.
+    fn visit_detaching<'a>(&self, lock: &'a Read<'_>) -> Option<&'a Area> {
+        let (start, last) = self.addresses()?;
+        let mut at = if self.0.pos == 0 {
+            lock.first_detaching()
+        } else {
+            // SAFETY: Found on the list before, under this hold of the lock, which keeps it there.
+            lock.next_detaching(unsafe { &*(self.0.pos as *const Area) })
+        };
+        while let Some(area) = at {
+            if area.intersects(start, last) {
+                return Some(area);
+            }
+            at = lock.next_detaching(area);
+        }
+        None
+    }
+
+    /// Whether nothing can be left to find, or the caller wants the start only.
+    #[inline]
+    fn may_stop(&self) -> bool {
+        // SAFETY: The iterator is valid; the caller's `done` is made to be called after each VMA.
+        self.0.start_only || unsafe { bindings::anon_rmap_done(&raw const self.0) } != 0
+    }
+
+    /// Leaves the root and goes on to the next one, which is then locked. False at the end.
+    fn descend(&mut self) -> bool {
+        // SAFETY: By the type invariant; the core dispatched on its mark, and its lock or a pin on a
+        // descendant keeps it.
+        let start = NonNull::from(unsafe { Root::from_anon_vma(self.0.start) });
+        // SAFETY: The caller gave a control, or NULL.
+        let skip = unsafe { self.0.rwc.as_ref() }.is_some_and(|rwc| rwc.try_lock);
+
+        // The lock of `cur` is still held: it is not freed before a descendant is pinned.
+        while let Some(next) = family::successor(&Tree, start, self.cur()) {
+            let cur = self.cur();
+            if self.0.owned {
+                // SAFETY: By the type invariant the walk holds it.
+                drop(unsafe { Read::adopt(Root::from_anon_vma(self.0.cur)) });
+                self.0.owned = false;
+            }
+            // A parent may have thousands of children that map none of it.
+            // SAFETY: Walks sleep between two roots; the caller holds no spinlock and no RCU lock.
+            unsafe { bindings::cond_resched() };
+            // SAFETY: Just pinned, and so in use.
+            let next = unsafe { next.as_ref() };
+            // INVARIANT: Pinned; the lock follows.
+            self.0.cur = next.as_anon_vma();
+            if cur != start {
+                // SAFETY: The pin of the walk, by the type invariant. `next` keeps the module.
+                unsafe { Root::unpin(cur) };
+            }
+            stats::count(Event::Descend);
+
+            let lock = if skip {
+                next.try_read()
+            } else {
+                Some(next.read())
+            };
+            let Some(lock) = lock else {
+                // Those who may skip only estimate. Its children are asked all the same.
+                stats::count(Event::Skip);
+                continue;
+            };
+            let _ = ManuallyDrop::new(lock);
+            // INVARIANT: Locked, and at the beginning of a visit.
+            self.0.owned = true;
+            self.0.stage = stage::VMA_TREE;
+            self.0.pos = 0;
+            self.0.avc = ptr::null_mut();
+            return true;
+        }
+        false
+    }
+}
