@@ -4,7 +4,7 @@
 # is done by scripts/avl.py: see `make help`.
 
 # Hand these on, as given on the command line or in the environment.
-export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS VARIANT TOOLCHAIN
+export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED VARIANT TOOLCHAIN
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
@@ -72,6 +72,7 @@ help:
 	@echo '  MO              where the module is built                         build/ARCH/module'
 	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
 	@echo '  TESTS           guest tests of make check, by name                all'
+	@echo '  SEED            first number of the stress test                   the time'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'
 	@echo '  ACCEL           auto (KVM if a guest boots in it), tcg, kvm       auto'

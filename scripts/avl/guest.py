@@ -110,7 +110,8 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", numa=
             "-smp", f"{CPUS},sockets=2,cores={CPUS // 2}", "-m", f"{MEMORY_MB}M"]
     if arch == "x86_64":
         argv += ["-M", f"q35,accel={accel}", "-cpu", "max" if accel == "tcg" else "host"]
-        append.append("reboot=t")
+        # A TSC that is taken for unstable leaves the guest with the HPET, whose emulation is slow.
+        append += ["reboot=t", "tsc=reliable"]
     else:
         argv += ["-M", f"virt,accel={accel},gic-version=3",
                  "-cpu", "max,pauth-impdef=on" if accel == "tcg" else "host"]

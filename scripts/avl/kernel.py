@@ -11,10 +11,10 @@ CONFIG_DIR = TOP / "scripts/config"
 # Fragments of each variant on top of common and architecture, and how the user knows it.
 NEEDS = "../../.config.fragment"
 VARIANTS = {
-    "release": (["mm.config", NEEDS], "patched"),
-    "base": (["mm.config", NEEDS], "unpatched"),
+    "release": (["mm.config", NEEDS, "oracle.config"], "patched"),
+    "base": (["mm.config", NEEDS, "oracle.config"], "unpatched, but for the oracle"),
     "plain": (["plain.config"], "unpatched, small"),
-    "debug": (["mm.config", NEEDS, "debug.config"], "patched, debug options"),
+    "debug": (["mm.config", NEEDS, "oracle.config", "debug.config"], "patched, debug options"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
 }
 UNPATCHED = ("base", "plain")
@@ -42,7 +42,8 @@ class Kernel:
         self.arch = arch
         self.variant = variant
         self.patched = variant not in UNPATCHED
-        self.upto = upto
+        # The oracle is a patch, too: the base kernel has no other.
+        self.upto = 0 if variant == "base" else upto
         self.source = None
         self._source_key = None
         user = common.path_setting("O") if self.patched else None
@@ -85,8 +86,8 @@ class Kernel:
 
     def locate(self):
         """Find the source tree and its key; whether the tree is there and current."""
-        if self.patched:
-            self.source, _, identity = source.patched_tree()
+        if self.patched or self.upto == 0:
+            self.source, _, identity = source.patched_tree(self.upto)
             self._source_key = source.series_key(identity, self.upto)
             return source.patched_is_current(self.upto)
         user = common.path_setting("KSRC")
@@ -142,7 +143,7 @@ class Kernel:
             say(f"{self}: up to date, {self.build_dir}")
             return self
         common.CacheLock.take(exclusive=True)
-        if self.patched:
+        if self.patched or self.upto == 0:
             source.patched(self.toolchain, self.upto)
         log = common.log_path(f"kernel-{self.arch}-{self.variant}")
         log.write_text("")

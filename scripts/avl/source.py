@@ -38,6 +38,11 @@ def series(upto=None):
     return files[:upto]
 
 
+def test_patches():
+    """What the harness adds to each tree that it builds: checks, no behaviour. Not for users."""
+    return sorted((TOP / "patches/test").glob("*.patch"))
+
+
 def touched_files(patches):
     """The paths that these patches change, add or remove."""
     names = set()
@@ -198,8 +203,13 @@ def pristine():
     return tree, f"{tree.name}:{check_version(tree)}"
 
 
+def wanted_patches(upto=None):
+    """The series, or its first patches, or (upto=0) none of it; and the test patches."""
+    return series(upto) + test_patches()
+
+
 def series_key(identity, upto=None):
-    return common.digest(identity, *series(upto))
+    return common.digest(identity, *wanted_patches(upto))
 
 
 def sync(base, tree, patches):
@@ -229,17 +239,18 @@ BUILT = """/.git *.o *.a *.ko *.mod *.cmd *.rmeta /.config* /vmlinux* /System.ma
     /include/config /include/generated /arch/*/include/generated /.avl-*""".split()
 
 
-def patched_tree():
+def patched_tree(upto=None):
     """Where the patched tree is, and the key of its content when the series is applied."""
     base, identity = pristine()
     user = common.path_setting("KSRC")
     name = f"user-{common.digest(str(user))}" if user else base.name
-    return common.cache_dir() / "src" / f"{name}-patched", base, identity
+    kind = "unpatched" if upto == 0 else "patched"
+    return common.cache_dir() / "src" / f"{name}-{kind}", base, identity
 
 
 def patched_is_current(upto=None):
     """Whether the patched tree is there as wanted. A user's own tree is always looked at again."""
-    tree, _, identity = patched_tree()
+    tree, _, identity = patched_tree(upto)
     stamp = tree / STAMP
     return not common.path_setting("KSRC") and stamp.exists() and \
         stamp.read_text() == series_key(identity, upto)
@@ -254,16 +265,16 @@ def patched(toolchain, upto=None):
     patched_is_current().
     """
     common.need_tool("patch", "patch")
-    tree, base, identity = patched_tree()
+    tree, base, identity = patched_tree(upto)
     key = series_key(identity, upto)
     if patched_is_current(upto):
         return tree, key
     user = common.path_setting("KSRC")
-    patches = series(upto)
+    patches = wanted_patches(upto)
     if user and state_of(user) == "patched":
         if upto is not None:
-            raise Failure(f"KSRC={user} is patched already: patches-check needs a plain tree")
-        patches = []
+            raise Failure(f"KSRC={user} is patched already: this needs a plain tree")
+        patches = test_patches()
     if not tree.is_dir():
         common.need_space(common.cache_dir(), 8, "the patched source and the build")
         say(f"kernel source: copying {base} to {tree}, to patch the copy")

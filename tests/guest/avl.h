@@ -38,6 +38,36 @@ static inline int avl_unload(void)
 	return syscall(SYS_delete_module, "anon_vma_lazy", O_NONBLOCK) ? -errno : 0;
 }
 
+/*
+ * Unload the module once the last root is freed, which happens soon after the
+ * last process that has one is gone. 0 or -errno, -EAGAIN after 5 seconds.
+ */
+static inline int avl_unload_soon(void)
+{
+	int err = avl_unload();
+
+	for (int i = 0; err == -EAGAIN && i < 500; i++) {
+		usleep(10000);
+		err = avl_unload();
+	}
+	return err;
+}
+
+/*
+ * Take the first anonymous fault of each VMA that the program has, before it
+ * loads the module: a process that has a lazy root could not unload it.
+ */
+__attribute__((constructor)) static void avl_fault_all(void)
+{
+	void *heap = malloc(1 << 16);
+
+	if (heap)
+		memset(heap, 1, 1 << 16);
+	free(heap);
+	if (!mlockall(MCL_CURRENT))
+		munlockall();
+}
+
 /* Read a whole small file; its length or -errno. */
 static inline ssize_t avl_read(const char *path, char *text, size_t size)
 {

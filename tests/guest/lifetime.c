@@ -20,8 +20,8 @@ TEST(unload_when_not_loaded)
 
 TEST(load_twice)
 {
-	ASSERT_EQ(avl_load(""), 0);
-	EXPECT_EQ(avl_load(""), -EEXIST);
+	ASSERT_EQ(avl_load("enabled=0"), 0);
+	EXPECT_EQ(avl_load("enabled=0"), -EEXIST);
 	EXPECT_EQ(avl_unload(), 0);
 }
 
@@ -37,7 +37,7 @@ TEST(files_come_and_go)
 {
 	EXPECT_NE(access(AVL_SYSCTL, F_OK), 0);
 	EXPECT_NE(access(AVL_COUNTERS, F_OK), 0);
-	ASSERT_EQ(avl_load(""), 0);
+	ASSERT_EQ(avl_load("enabled=0"), 0);
 	EXPECT_EQ(access(AVL_SYSCTL, F_OK), 0);
 	EXPECT_EQ(access(AVL_COUNTERS, F_OK), 0);
 	ASSERT_EQ(avl_unload(), 0);
@@ -51,7 +51,7 @@ TEST(files_open_across_unload)
 	char text[64];
 	int sysctl, counters;
 
-	ASSERT_EQ(avl_load(""), 0);
+	ASSERT_EQ(avl_load("enabled=0"), 0);
 	sysctl = open(AVL_SYSCTL, O_RDWR);
 	counters = open(AVL_COUNTERS, O_RDONLY);
 	ASSERT_GE(sysctl, 0);
@@ -70,6 +70,41 @@ TEST(files_open_across_unload)
 		EXPECT_LT(read(counters, text, sizeof(text)), 0);
 		close(counters);
 	}
+}
+
+/* A process that has a root keeps the module, and nothing else does. */
+TEST(lazy_state_keeps_the_module)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	char *area = avl_map_separate(4), c;
+	int ready[2], go[2], status;
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(pipe(ready), 0);
+	ASSERT_EQ(pipe(go), 0);
+	ASSERT_EQ(avl_load("enabled=0"), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		/* On for as long as this takes: nobody else is to become lazy. */
+		if (avl_write(AVL_SYSCTL, "1", 1))
+			_exit(1);
+		area[0] = 1;
+		area[2 * page] = 1;
+		if (avl_write(AVL_SYSCTL, "0", 1) || write(ready[1], "", 1) != 1 ||
+		    read(go[0], &c, 1) != 1)
+			_exit(1);
+		_exit(area[0] == 1 ? 0 : 1);
+	}
+	ASSERT_EQ(read(ready[0], &c, 1), 1);
+	EXPECT_EQ(avl_counter("root_new"), 1);
+	EXPECT_EQ(avl_counter("vma_lazy"), 2);
+	EXPECT_EQ(avl_unload(), -EAGAIN);
+	ASSERT_EQ(write(go[1], "", 1), 1);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_EQ(avl_unload_soon(), 0);
 }
 
 static long milliseconds(void)
@@ -94,7 +129,7 @@ TEST(unload_waits_for_a_hook_that_sleeps)
 	pid_t pid;
 
 	ASSERT_NE(area, NULL);
-	ASSERT_EQ(avl_load("test_delay_ms=2000"), 0);
+	ASSERT_EQ(avl_load("enabled=0 test_delay_ms=2000"), 0);
 	began = milliseconds();
 	pid = fork();
 	ASSERT_GE(pid, 0);
@@ -208,7 +243,7 @@ TEST_F_TIMEOUT(race, load_and_unload_100_times, 900)
 		after = 0;
 		for (int j = 0; j < FAULTERS; j++)
 			before += __atomic_load_n(&self->progress->faults[j], __ATOMIC_RELAXED);
-		ASSERT_EQ(avl_load(i & 1 ? "enabled=0" : ""), 0) {
+		ASSERT_EQ(avl_load("enabled=0"), 0) {
 			TH_LOG("cycle %d", i);
 		}
 		/* At least one fault runs through the hook, then more race with the unload. */
@@ -234,6 +269,95 @@ TEST_F_TIMEOUT(race, load_and_unload_100_times, 900)
 	       CYCLES, with_faults, seen);
 	EXPECT_EQ(with_faults, CYCLES);
 	EXPECT_GT(seen, CYCLES);
+}
+
+/* Shared with those who make short-lived lazy processes. */
+struct storm {
+	unsigned long born[FAULTERS];
+	int stop;
+};
+
+/* Not lazy itself: all that faults first is in the children. */
+static void make_lazy_children(struct storm *storm, long self)
+{
+	while (!__atomic_load_n(&storm->stop, __ATOMIC_RELAXED)) {
+		pid_t pid = fork();
+		int status;
+
+		if (pid < 0)
+			_exit(1);
+		if (!pid) {
+			char *area = avl_map_separate(4);
+
+			if (!area)
+				_exit(1);
+			area[0] = 1;
+			/* A grandchild, so that roots have children when they go. */
+			pid = fork();
+			if (!pid)
+				_exit(area[0] != 1);
+			_exit(pid < 0 || waitpid(pid, &status, 0) != pid || status);
+		}
+		if (waitpid(pid, &status, 0) != pid || status)
+			_exit(1);
+		__atomic_fetch_add(&storm->born[self], 1, __ATOMIC_RELAXED);
+		usleep(1000 + 700 * self);
+	}
+	_exit(0);
+}
+
+FIXTURE(storm)
+{
+};
+
+FIXTURE_SETUP(storm)
+{
+}
+
+FIXTURE_TEARDOWN(storm)
+{
+}
+
+/* The last root of the machine goes, again and again, while others are made. */
+TEST_F_TIMEOUT(storm, unload_between_lazy_processes, 600)
+{
+	struct storm *storm = mmap(NULL, sizeof(*storm), PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	long refused = 0, with_roots = 0;
+	pid_t pids[FAULTERS];
+	int status;
+
+	ASSERT_NE(storm, MAP_FAILED);
+	for (long i = 0; i < FAULTERS; i++) {
+		pids[i] = fork();
+		ASSERT_GE(pids[i], 0);
+		if (!pids[i])
+			make_lazy_children(storm, i);
+	}
+	for (int i = 0; i < CYCLES / 2; i++) {
+		int err;
+
+		ASSERT_EQ(avl_load(""), 0);
+		for (int spin = 0; spin < 2000 && avl_counter("root_new") < 2; spin++)
+			usleep(1000);
+		with_roots += avl_counter("root_new") >= 2;
+		for (int spin = 0; spin < 100000; spin++) {
+			err = avl_unload();
+			if (err != -EAGAIN)
+				break;
+			refused++;
+			usleep(100);
+		}
+		ASSERT_EQ(err, 0);
+	}
+	__atomic_store_n(&storm->stop, 1, __ATOMIC_RELAXED);
+	for (int i = 0; i < FAULTERS; i++) {
+		ASSERT_EQ(waitpid(pids[i], &status, 0), pids[i]);
+		EXPECT_EQ(status, 0);
+	}
+	TH_LOG("%d unloads, refused %ld times while there were roots", CYCLES / 2, refused);
+	EXPECT_EQ(with_roots, CYCLES / 2);
+	EXPECT_GT(refused, 0);
 }
 
 TEST_HARNESS_MAIN

@@ -1,0 +1,826 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What happens to VMAs and to their anonymous folios, and what the oracle says
+ * of the reverse map afterwards. The tests hold on any kernel; with the module
+ * loaded and on, the VMAs are Lazy or Linked.
+ */
+#define _GNU_SOURCE
+#include <linux/mman.h>
+#include <pthread.h>
+#include <sys/uio.h>
+
+#include "kselftest_harness.h"
+#include "rmap.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+#define NR 32
+
+FIXTURE(rmap)
+{
+	struct family f;
+	size_t page;
+};
+
+FIXTURE_SETUP(rmap)
+{
+	self->page = sysconf(_SC_PAGESIZE);
+	ASSERT_EQ(family_init(&self->f), 0);
+}
+
+FIXTURE_TEARDOWN(rmap)
+{
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, one_process)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+}
+
+TEST_F(rmap, three_generations)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	for (int i = 0; i < 3; i++)
+		KIN(&self->f, ({
+			KIN(&self->f, fill(area, NR, 4, 50 + i));
+			KIN(&self->f, filled(area, NR, 1, 1));
+			fill(area, NR, 2, 10 + i);
+		}));
+	ASSERT_TRUE(family_await(&self->f, 9));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+}
+
+/* Those who share the folios outlive whom they had them from. */
+TEST_F(rmap, parents_exit_first)
+{
+	for (int i = 0; i < 3; i++) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			char *area = map_at(NULL, NR * self->page);
+
+			fill(area, NR, 1, i);
+			KIN(&self->f, ({
+				KIN(&self->f, filled(area, NR, 1, i));
+				KIN(&self->f, fill(area, NR, 3, 90));
+				filled(area, NR, 1, i);
+			}));
+			_exit(0);
+		}
+		ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	}
+	ASSERT_TRUE(family_await(&self->f, 9));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, children_exit_first)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 3);
+	for (int i = 0; i < 20; i++) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			_exit(!fill(area, NR, 2, i));
+		ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	}
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 3));
+}
+
+/* A chain of parents that are gone, longer than the bound on it. */
+TEST_F(rmap, twelve_generations_without_a_parent)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	if (!fork()) {
+		for (int i = 0; i < 12; i++) {
+			char *more = map_at(NULL, 4 * self->page);
+
+			fill(area + 2 * i * self->page, 2, 1, i);
+			fill(more, 4, 1, i);
+			if (fork())
+				_exit(0);
+			if (!filled(more, 4, 1, i))
+				_exit(1);
+		}
+		/* Moved, split and forked once more, with the VMAs of the ancestors. */
+		KIN(&self->f, ({
+			char *moved = mremap(area, 4 * self->page, 4 * self->page,
+					     MREMAP_MAYMOVE | MREMAP_FIXED,
+					     map_at(NULL, 4 * self->page));
+
+			moved != MAP_FAILED && filled(moved, 2, 1, 0) &&
+				!mprotect(area + 8 * self->page, 2 * self->page, PROT_READ) &&
+				KIN(&self->f, filled(moved, 2, 1, 0)) > 0;
+		}));
+		KIN(&self->f, filled(area, 2, 1, 0));
+		_exit(0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 3));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, split_and_merge)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	ASSERT_EQ(mprotect(area + 8 * self->page, 8 * self->page, PROT_READ), 0);
+	EXPECT_GE(count_vmas(area, area + NR * self->page), 3);
+	KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(mprotect(area + 8 * self->page, 8 * self->page, PROT_READ | PROT_WRITE), 0);
+	EXPECT_SOUND();
+	fill(area, NR, 2, 5);
+	EXPECT_SOUND();
+}
+
+/* With one root for the mm, VMAs that faulted separately are neighbours. */
+TEST_F(rmap, separately_faulted_neighbours_merge)
+{
+	char *area = mmap(NULL, NR * self->page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *end = area + NR * self->page;
+
+	ASSERT_NE(area, MAP_FAILED);
+	/* The outer ones first, so that neither has a neighbour to share with. */
+	ASSERT_EQ(mprotect(area, self->page, PROT_READ | PROT_WRITE), 0);
+	fill(area, 1, 1, 1);
+	ASSERT_EQ(mprotect(area + 2 * self->page, self->page, PROT_READ | PROT_WRITE), 0);
+	fill(area + 2 * self->page, 1, 1, 1);
+	ASSERT_EQ(mprotect(area + self->page, self->page, PROT_READ | PROT_WRITE), 0);
+	EXPECT_LE(count_vmas(area, area + 3 * self->page), lazy_mode() ? 1 : 2);
+	EXPECT_SOUND();
+	munmap(area, end - area);
+}
+
+/* Where VMAs are moved to, with holes around. */
+static char *room(size_t pages)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	char *area = mmap(NULL, (pages + 2) * page, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return area == MAP_FAILED ? NULL : area + page;
+}
+
+TEST_F(rmap, move_away_and_home)
+{
+	char *home = map_at(NULL, NR * self->page), *away = room(NR);
+
+	ASSERT_NE(home, NULL);
+	ASSERT_NE(away, NULL);
+	fill(home, NR, 1, 1);
+	KIN(&self->f, filled(home, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(mremap(home, NR * self->page, NR * self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 away), away);
+	EXPECT_SOUND();
+	/* In place of it comes another. */
+	ASSERT_EQ(map_at(home, 4 * self->page), home);
+	fill(home, 4, 1, 77);
+	KIN(&self->f, filled(away, NR, 1, 1) && filled(home, 4, 1, 77));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(home, 4 * self->page), 0);
+	ASSERT_EQ(mremap(away, NR * self->page, NR * self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 home), home);
+	EXPECT_SOUND();
+	fill(home, NR, 3, 9);
+	ASSERT_EQ(mprotect(home + self->page, self->page, PROT_READ), 0);
+	KIN(&self->f, filled(home, NR, 3, 9));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+}
+
+/* The child moves what it inherited; then the parent does. */
+TEST_F(rmap, move_after_fork_on_either_side)
+{
+	char *area = map_at(NULL, NR * self->page), *away = room(NR);
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	KIN(&self->f, mremap(area, NR / 2 * self->page, NR / 2 * self->page,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, away) == away &&
+	    filled(away, NR / 2, 1, 1) && fill(away, NR / 2, 4, 8));
+	KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	ASSERT_EQ(mremap(area, NR * self->page, NR * self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 away), away);
+	KIN(&self->f, filled(away, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, shrink_grow_and_dontunmap)
+{
+	char *area = map_at(NULL, NR * self->page), *grown, *moved;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(mremap(area, NR * self->page, NR / 2 * self->page, 0), area);
+	EXPECT_SOUND();
+	grown = mremap(area, NR / 2 * self->page, 8 * NR * self->page, MREMAP_MAYMOVE);
+	ASSERT_NE(grown, MAP_FAILED);
+	fill(grown + NR * self->page, 7 * NR, 5, 2);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(grown, NR / 2, 1, 1));
+	/* Part of it, so that the source keeps its anon_vma; then all of it. */
+	moved = mremap(grown, 4 * self->page, 4 * self->page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
+		       NULL);
+	ASSERT_NE(moved, MAP_FAILED);
+	EXPECT_TRUE(filled(moved, 4, 1, 1));
+	fill(grown, 4, 1, 33);
+	EXPECT_SOUND();
+	moved = mremap(grown + 4 * self->page, (8 * NR - 4) * self->page,
+		       (8 * NR - 4) * self->page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	ASSERT_NE(moved, MAP_FAILED);
+	fill(grown + 4 * self->page, NR, 1, 34);
+	KIN(&self->f, filled(grown + 4 * self->page, NR, 1, 34));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+}
+
+/*
+ * A child's VMA that is unfaulted and yet not natural, and then gets the
+ * anon_vma of a natural neighbour that is moved behind it.
+ */
+TEST_F(rmap, wiped_child_of_a_moved_vma_merges)
+{
+	char *a = room(2 + 2), *b = room(2 + 2);
+
+	ASSERT_NE(a, NULL);
+	ASSERT_NE(b, NULL);
+	ASSERT_EQ(map_at(a, 2 * self->page), a);
+	fill(a, 2, 1, 1);
+	ASSERT_EQ(map_at(a + 2 * self->page, 2 * self->page), a + 2 * self->page);
+	ASSERT_EQ(mremap(a, 2 * self->page, 2 * self->page, MREMAP_MAYMOVE | MREMAP_FIXED, b), b);
+	ASSERT_EQ(madvise(b, 2 * self->page, MADV_WIPEONFORK), 0);
+	ASSERT_EQ(madvise(a + 2 * self->page, 2 * self->page, MADV_WIPEONFORK), 0);
+	KIN(&self->f, ({
+		fill(a + 2 * self->page, 2, 1, 2);
+		mremap(a + 2 * self->page, 2 * self->page, 2 * self->page,
+		       MREMAP_MAYMOVE | MREMAP_FIXED, b + 2 * self->page) == b + 2 * self->page &&
+			fill(b, 2, 1, 3) && filled(b + 2 * self->page, 2, 1, 2) &&
+			!madvise(b, 4 * self->page, MADV_KEEPONFORK) &&
+			KIN(&self->f, filled(b, 2, 1, 3)) > 0;
+	}));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, madvise_in_a_family)
+{
+	char *area = map_at(NULL, 8 * NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, 8 * NR, 1, 1);
+	ASSERT_EQ(madvise(area + NR * self->page, NR * self->page, MADV_DONTFORK), 0);
+	ASSERT_EQ(madvise(area + 2 * NR * self->page, NR * self->page, MADV_WIPEONFORK), 0);
+	KIN(&self->f, fill(area + 2 * NR * self->page, NR, 2, 5) &&
+	    !madvise(area, NR * self->page, MADV_DONTNEED) && fill(area, NR, 3, 6));
+	KIN(&self->f, !madvise(area + 3 * NR * self->page, NR * self->page, MADV_FREE) &&
+	    !madvise(area + 4 * NR * self->page, NR * self->page, MADV_GUARD_INSTALL) &&
+	    !madvise(area + 4 * NR * self->page, NR * self->page, MADV_GUARD_REMOVE) &&
+	    !madvise(area + 4 * NR * self->page, NR * self->page, MADV_POPULATE_WRITE));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	ASSERT_EQ(madvise(area, 8 * NR * self->page, MADV_DONTNEED), 0);
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, private_file_stack_and_brk)
+{
+	int fd = open("/tmp/rmap-file", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	char *area, *end = sbrk(0);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(ftruncate(fd, NR * self->page), 0);
+	area = mmap(NULL, NR / 2 * self->page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd,
+		    NR / 2 * self->page);
+	ASSERT_NE(area, MAP_FAILED);
+	fill(area, NR / 2, 2, 1);
+	ASSERT_EQ(brk(end + NR * self->page), 0);
+	fill(end, NR, 1, 2);
+	KIN(&self->f, ({
+		char deep[NR * 4096];
+
+		memset(deep, 3, sizeof(deep));
+		__asm__ volatile("" : : "r"(deep) : "memory");
+		filled(area, NR / 2, 2, 1) && filled(end, NR, 1, 2) && fill(area, NR / 2, 1, 4) &&
+			!brk(end + 2 * self->page);
+	}));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(brk(end), 0);
+	EXPECT_SOUND();
+	close(fd);
+	unlink("/tmp/rmap-file");
+}
+
+static void run_a_shell(void)
+{
+	execl("/bin/busybox", "sh", "-c", "x=$(echo a | cat); [ \"$x\" = a ]", (char *)NULL);
+	_exit(127);
+}
+
+/* Programs are started while the stack that exec moves is faulted and forked. */
+TEST_F(rmap, fork_and_exec)
+{
+	int status;
+
+	for (int i = 0; i < 5; i++) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			run_a_shell();
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		EXPECT_EQ(status, 0);
+	}
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, vfork_and_exec)
+{
+	int status;
+	pid_t pid = vfork();
+
+	if (!pid)
+		run_a_shell();
+	ASSERT_GE(pid, 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, swap_out_and_in_across_forks)
+{
+	char *area = map_at(NULL, 4 * NR * self->page);
+
+	if (!have_swap())
+		SKIP(return, "no zram to swap to");
+	ASSERT_NE(area, NULL);
+	fill(area, 4 * NR, 1, 1);
+	ASSERT_EQ(madvise(area, 4 * NR * self->page, MADV_PAGEOUT), 0);
+	EXPECT_SOUND();
+	EXPECT_GT(nr_swapped(area, 4 * NR), 0);
+	/* Entries that fork copies; the child swaps in first, the parent maps what it brought. */
+	KIN(&self->f, fill(area, 4 * NR, 3, 9));
+	KIN(&self->f, filled(area, 4 * NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, 4 * NR, 1, 1));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	ASSERT_EQ(madvise(area, 4 * NR * self->page, MADV_PAGEOUT), 0);
+	fill(area, 4 * NR, 2, 4);
+	EXPECT_SOUND();
+}
+
+/* Reclaim of pages that a family shares; each of them then swaps in what it wants. */
+TEST_F(rmap, reclaim_of_shared_pages)
+{
+	char *area = map_at(NULL, 8 * NR * self->page);
+	long swapped = 0;
+
+	if (!have_swap())
+		SKIP(return, "no zram to swap to");
+	ASSERT_TRUE(enter_cgroup());
+	ASSERT_NE(area, NULL);
+	fill(area, 8 * NR, 1, 1);
+	for (int i = 0; i < 4; i++)
+		KIN(&self->f, KIN(&self->f, fill(area, 8 * NR, 16, i)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 8));
+	for (int i = 0; i < 50 && swapped < NR; i++) {
+		reclaim_memory("1M");
+		swapped = nr_swapped(area, 8 * NR);
+	}
+	TH_LOG("%ld of %d pages in swap", swapped, 8 * NR);
+	EXPECT_GE(swapped, NR);
+	EXPECT_SOUND();
+	KIN(&self->f, filled(area, 8 * NR, 1, 1) && fill(area, 8 * NR, 3, 9));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	reclaim_memory("4M");
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, 8 * NR, 1, 1));
+}
+
+/* Who swaps in first is not whom the folio is from, and goes first, too. */
+TEST_F(rmap, child_swaps_in_first_and_goes)
+{
+	char *area = map_at(NULL, NR * self->page);
+	int status;
+	pid_t pid;
+
+	if (!have_swap())
+		SKIP(return, "no zram to swap to");
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	ASSERT_EQ(madvise(area, NR * self->page, MADV_PAGEOUT), 0);
+	EXPECT_GT(nr_swapped(area, NR), 0);
+	/* One that keeps the entries shared. */
+	KIN(&self->f, true);
+	ASSERT_TRUE(family_await(&self->f, 1));
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		int ok = filled(area, NR, 1, 1);
+
+		/* Still in the swap cache when the next one maps it. */
+		KIN(&self->f, filled(area, NR, 1, 1));
+		usleep(50000);
+		_exit(!ok);
+	}
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+}
+
+TEST_F(rmap, swapoff_brings_all_back)
+{
+	char *area = map_at(NULL, NR * self->page);
+
+	if (!have_swap())
+		SKIP(return, "no zram to swap to");
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	ASSERT_EQ(madvise(area, NR * self->page, MADV_PAGEOUT), 0);
+	EXPECT_GT(nr_swapped(area, NR), 0);
+	KIN(&self->f, filled(area, NR / 2, 1, 1));
+	KIN(&self->f, true);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	ASSERT_EQ(swapoff("/dev/zram0"), 0);
+	EXPECT_EQ(nr_swapped(area, NR), 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+	ASSERT_EQ(swapon("/dev/zram0", 0), 0);
+}
+
+static bool split_all(void)
+{
+	return !avl_write("/sys/kernel/debug/split_huge_pages", "1", 1);
+}
+
+TEST_F(rmap, huge_pages)
+{
+	char *area = map_aligned(8 * MIB, 2 * MIB);
+	struct verdict v;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(madvise(area, 8 * MIB, MADV_HUGEPAGE), 0);
+	fill(area, 8 * MIB / self->page, 1, 1);
+	KIN(&self->f, filled(area, 8 * MIB / self->page, 1, 1));
+	KIN(&self->f, fill(area, 8 * MIB / self->page, 600, 9));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	ASSERT_EQ(oracle(&v), 0);
+	EXPECT_GE(v.large, 4);
+	EXPECT_SOUND();
+	/* Partly unmapped, split across VMAs, moved by less than its size. */
+	ASSERT_EQ(munmap(area + MIB, 16 * self->page), 0);
+	ASSERT_EQ(mprotect(area + 3 * MIB, 2 * MIB, PROT_READ), 0);
+	ASSERT_NE(mremap(area + 6 * MIB, MIB, MIB, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 room(MIB / self->page)), MAP_FAILED);
+	KIN(&self->f, filled(area + 2 * MIB, 1, 1, 2 * MIB / self->page * 7 + 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_TRUE(split_all());
+	EXPECT_SOUND();
+	if (madvise(area + 4 * MIB, 2 * MIB, MADV_COLLAPSE))
+		TH_LOG("collapse: %s", strerror(errno));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, collapse_in_a_family)
+{
+	char *area = map_aligned(4 * MIB, 2 * MIB);
+	size_t nr = 4 * MIB / self->page;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(madvise(area, 4 * MIB, MADV_NOHUGEPAGE), 0);
+	fill(area, nr, 1, 1);
+	ASSERT_EQ(madvise(area, 4 * MIB, MADV_HUGEPAGE), 0);
+	KIN(&self->f, filled(area, nr, 1, 1) && fill(area, nr, 1, 4) &&
+	    !madvise(area, 4 * MIB, MADV_COLLAPSE) && filled(area, nr, 1, 4));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(madvise(area, 4 * MIB, MADV_COLLAPSE), 0);
+	EXPECT_TRUE(filled(area, nr, 1, 1));
+	KIN(&self->f, filled(area, nr, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_TRUE(split_all());
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, migration_of_exclusive_and_shared_pages)
+{
+	char *area = map_at(NULL, 4 * NR * self->page);
+
+	ASSERT_NE(area, NULL);
+	fill(area, 4 * NR, 1, 1);
+	for (int round = 0; round < 3; round++) {
+		for (int node = 0; node < 2; node++) {
+			EXPECT_EQ(move_to_node(0, area, 4 * NR, node), 4 * NR);
+			EXPECT_SOUND();
+		}
+		KIN(&self->f, filled(area, 4 * NR, 1, 1) && (round || fill(area, 4 * NR, 5, 2)));
+		ASSERT_TRUE(family_await(&self->f, 1));
+	}
+	ASSERT_EQ(avl_write("/proc/sys/vm/compact_memory", "1", 1), 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, 4 * NR, 1, 1));
+}
+
+TEST_F(rmap, migration_of_huge_pages)
+{
+	char *area = map_aligned(4 * MIB, 2 * MIB);
+	size_t nr = 4 * MIB / self->page;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(madvise(area, 4 * MIB, MADV_HUGEPAGE), 0);
+	fill(area, nr, 1, 1);
+	for (int round = 0; round < 2; round++) {
+		for (int node = 0; node < 2; node++) {
+			EXPECT_GT(move_to_node(0, area, nr, node), 0);
+			EXPECT_SOUND();
+		}
+		KIN(&self->f, filled(area, nr, 1, 1) && fill(area, nr, 700, 2));
+		ASSERT_TRUE(family_await(&self->f, 1));
+	}
+	EXPECT_TRUE(filled(area, nr, 1, 1));
+}
+
+static bool ksm_run(const char *how)
+{
+	return !avl_write("/sys/kernel/mm/ksm/run", how, 1);
+}
+
+/* Wait until ksmd has been through everything that there is, twice. */
+static bool ksm_scans(void)
+{
+	char text[32];
+	long first = -1, now;
+
+	for (int i = 0; i < 3000; i++) {
+		if (avl_read("/sys/kernel/mm/ksm/full_scans", text, sizeof(text)) < 0)
+			return false;
+		now = strtol(text, NULL, 10);
+		if (first < 0)
+			first = now;
+		if (now >= first + 3)
+			return true;
+		usleep(10000);
+	}
+	return false;
+}
+
+TEST_F(rmap, ksm_across_forks)
+{
+	char *area = map_at(NULL, 2 * NR * self->page);
+	struct verdict v;
+
+	ASSERT_NE(area, NULL);
+	memset(area, 0x5a, 2 * NR * self->page);
+	ASSERT_EQ(madvise(area, 2 * NR * self->page, MADV_MERGEABLE), 0);
+	avl_write("/sys/kernel/mm/ksm/pages_to_scan", "10000", 5);
+	avl_write("/sys/kernel/mm/ksm/sleep_millisecs", "1", 1);
+	ASSERT_TRUE(ksm_run("1"));
+	ASSERT_TRUE(ksm_scans());
+	KIN(&self->f, area[0] == 0x5a && fill(area, 2 * NR, 7, 3));
+	KIN(&self->f, area[0] == 0x5a);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	ASSERT_TRUE(ksm_scans());
+	ASSERT_EQ(oracle(&v), 0);
+	EXPECT_GT(v.ksm, 0);
+	EXPECT_SOUND();
+	EXPECT_GE(move_to_node(0, area, 2 * NR, 1), 0);
+	ASSERT_EQ(avl_write("/proc/sys/vm/compact_memory", "1", 1), 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(madvise(area, NR * self->page, MADV_UNMERGEABLE), 0);
+	EXPECT_SOUND();
+	ASSERT_TRUE(ksm_run("2"));
+	EXPECT_SOUND();
+	EXPECT_EQ(area[self->page], 0x5a);
+	ksm_run("0");
+}
+
+TEST_F(rmap, soft_and_hard_memory_failure)
+{
+	char *area = map_at(NULL, NR * self->page);
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(madvise(area, 2 * self->page, MADV_SOFT_OFFLINE), 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+	/* One who shares it with others injects it, and dies of it when it looks. */
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
+		fill(area + 8 * self->page, 1, 1, 8);
+		if (!fork()) {
+			/* Shared by two, none of them the one that it is from. */
+			usleep(300000);
+			_exit(0);
+		}
+		if (madvise(area + 8 * self->page, self->page, MADV_HWPOISON))
+			_exit(errno);
+		*(volatile char *)(area + 8 * self->page);
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS) {
+		TH_LOG("status %#x", status);
+	}
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, idle_pages_and_pagemap)
+{
+	char *area = map_at(NULL, NR * self->page);
+	uint64_t entry, bits = ~0ULL;
+	int pagemap, bitmap;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	pagemap = open("/proc/self/pagemap", O_RDONLY);
+	bitmap = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
+	ASSERT_GE(pagemap, 0);
+	ASSERT_GE(bitmap, 0);
+	ASSERT_EQ(pread(pagemap, &entry, 8, (uintptr_t)area / self->page * 8), 8);
+	entry &= (1ULL << 55) - 1;
+	ASSERT_EQ(pwrite(bitmap, &bits, 8, entry / 64 * 8), 8);
+	ASSERT_EQ(pread(bitmap, &bits, 8, entry / 64 * 8), 8);
+	EXPECT_TRUE(bits >> (entry % 64) & 1);
+	/* The TLB may still have it as accessed: protecting it flushes that. */
+	ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ), 0);
+	ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
+	area[0] = 2;
+	ASSERT_EQ(pread(pagemap, &entry, 8, (uintptr_t)area / self->page * 8), 8);
+	entry &= (1ULL << 55) - 1;
+	ASSERT_EQ(pread(bitmap, &bits, 8, entry / 64 * 8), 8);
+	EXPECT_FALSE(bits >> (entry % 64) & 1);
+	EXPECT_SOUND();
+	close(pagemap);
+	close(bitmap);
+}
+
+TEST_F(rmap, mlock_and_access_by_others)
+{
+	char *area = map_at(NULL, NR * self->page), byte;
+	struct iovec local = { &byte, 1 }, remote = { area, 1 };
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	pid = KIN(&self->f, !mlock(area, NR / 2 * self->page) && fill(area, NR, 2, 3));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	byte = 99;
+	EXPECT_EQ(process_vm_writev(pid, &local, 1, &remote, 1, 0), 1);
+	EXPECT_SOUND();
+	ASSERT_EQ(munlock(area, NR * self->page), 0);
+	EXPECT_EQ(area[0], 1);
+}
+
+/* What mmu notifiers take when they are registered. */
+TEST_F(rmap, all_locks_of_an_mm)
+{
+	char *area = map_at(NULL, NR * self->page), *moved;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	moved = mremap(area, 4 * self->page, 4 * self->page, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       room(4));
+	ASSERT_NE(moved, MAP_FAILED);
+	EXPECT_EQ(avl_write(LOCK_ALL, "1", 1), 0);
+	KIN(&self->f, !avl_write(LOCK_ALL, "1", 1) && fill(area + 8 * self->page, 4, 1, 3));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+}
+
+struct shaker {
+	char *area;
+	size_t nr;
+	volatile int stop;
+	long moves;
+};
+
+static void *shake(void *arg)
+{
+	struct shaker *s = arg;
+
+	for (int node = 0; !s->stop; node ^= 1) {
+		if (move_to_node(0, s->area, s->nr, node) >= 0)
+			s->moves++;
+	}
+	return NULL;
+}
+
+/* munmap of a large area against migration: the VMA leaves the tree long before its PTEs. */
+TEST_F_TIMEOUT(rmap, munmap_against_migration, 300)
+{
+	const size_t size = 8 * MIB;
+	char *area = map_aligned(size, 2 * MIB);
+	struct shaker s = { area, size / self->page };
+	pthread_t thread;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(pthread_create(&thread, NULL, shake, &s), 0);
+	for (int i = 0; i < 30; i++) {
+		ASSERT_EQ(map_at(area, size), area);
+		madvise(area, size, i & 1 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+		for (size_t p = 0; p < size / self->page; p++)
+			area[p * self->page] = i;
+		usleep(1000 * (i % 7));
+		if (i % 3 == 2)
+			KIN(&self->f, area[self->page] == i && !munmap(area, size));
+		ASSERT_EQ(munmap(area, size), 0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 10));
+	s.stop = 1;
+	pthread_join(thread, NULL);
+	TH_LOG("%ld rounds of migration", s.moves);
+	EXPECT_GT(s.moves, 0);
+	EXPECT_SOUND();
+}
+
+/* fork with a hole for MADV_DONTFORK against migration: the child's VMA tree is written to. */
+TEST_F_TIMEOUT(rmap, fork_with_holes_against_migration, 300)
+{
+	const size_t nr = 256;
+	char *area = map_at(NULL, nr * self->page);
+	struct shaker s = { area, nr };
+	pthread_t thread;
+
+	ASSERT_NE(area, NULL);
+	for (size_t i = 0; i < nr; i += 4)
+		ASSERT_EQ(madvise(area + i * self->page, self->page, MADV_DONTFORK), 0);
+	fill(area, nr, 1, 1);
+	ASSERT_EQ(pthread_create(&thread, NULL, shake, &s), 0);
+	for (int i = 0; i < 60; i++) {
+		int status;
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			for (size_t p = 0; p < nr; p++)
+				if (p % 4 && !filled(area + p * self->page, 1, 1, p * 7 + 1))
+					_exit(1);
+			_exit(0);
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	s.stop = 1;
+	pthread_join(thread, NULL);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, nr, 1, 1));
+}
+
+TEST_HARNESS_MAIN

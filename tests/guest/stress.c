@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Random operations of a family of processes on VMAs that it inherits and makes,
+ * while one thread in each has pages migrated and others of the machine are
+ * reclaimed, compacted, merged and split. Each process knows what is in its
+ * pages. All stand still from time to time, and the oracle looks.
+ *
+ * STRESS_SEED and STRESS_ROUNDS in the environment, or avl.seed= and
+ * avl.rounds= on the kernel command line, repeat a run or prolong it.
+ */
+#define _GNU_SOURCE
+#include <linux/futex.h>
+#include <linux/mman.h>
+#include <pthread.h>
+#include <time.h>
+
+#include "kselftest_harness.h"
+#include "rmap.h"
+
+#define SLOTS 48		/* places for areas, each at its own address */
+#define SLOT_PAGES 16
+#define FOUNDERS 4
+#define MAX_PROCESSES 24
+#define OPS 40			/* of a process, between two looks */
+
+/* Shared by all of them. */
+struct control {
+	int round;		/* operate until this round is done, then stand still */
+	int standing;		/* those who do */
+	int living;
+	int stop, failed;
+	int quiet, disturbing;	/* asked for; not yet so */
+	unsigned long ops, forks, exits;
+	char what[128];		/* of the first failure */
+};
+
+static struct control *control;
+static char *slots;
+static size_t page;
+/* What this process has at each page of its slots: 0 is not mapped. */
+static unsigned char content[SLOTS][SLOT_PAGES];
+static uint64_t state;
+static bool founder;
+
+static uint32_t rnd(uint32_t below)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return (state >> 11) % below;
+}
+
+static char *slot(int i)
+{
+	return slots + (size_t)i * 2 * SLOT_PAGES * page;
+}
+
+static void fail(const char *what, int i, int p, int got)
+{
+	int zero = 0;
+
+	if (__atomic_compare_exchange_n(&control->failed, &zero, 1, false, __ATOMIC_SEQ_CST,
+					__ATOMIC_SEQ_CST))
+		snprintf(control->what, sizeof(control->what),
+			 "%s: slot %d page %d got %d errno %d", what, i, p, got, errno);
+	_exit(1);
+}
+
+static void check_slot(int i)
+{
+	for (int p = 0; p < SLOT_PAGES; p++) {
+		volatile unsigned char *at = (unsigned char *)slot(i) + p * page;
+
+		if (content[i][p] && (at[0] != content[i][p] || at[page - 1] != content[i][p]))
+			fail("content", i, p, at[0]);
+	}
+}
+
+static void write_pages(int i)
+{
+	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
+
+	for (int p = from; p < from + nr; p++) {
+		unsigned char byte = 1 + rnd(255);
+
+		if (!content[i][p])
+			continue;
+		memset(slot(i) + p * page, byte, page);
+		content[i][p] = byte;
+	}
+}
+
+static void map_slot(int i)
+{
+	if (map_at(slot(i), SLOT_PAGES * page) != slot(i))
+		fail("mmap", i, 0, 0);
+	/* Filled in part: the rest is unfaulted. */
+	memset(content[i], 0, SLOT_PAGES);
+	for (int p = 0; p < SLOT_PAGES; p++) {
+		if (rnd(4)) {
+			content[i][p] = 1 + rnd(255);
+			memset(slot(i) + p * page, content[i][p], page);
+		}
+	}
+}
+
+static void unmap_slot(int i, int from, int nr)
+{
+	if (munmap(slot(i) + from * page, nr * page))
+		fail("munmap", i, from, nr);
+	memset(content[i] + from, 0, nr);
+}
+
+static void move_slot(int i, int to)
+{
+	bool keep = rnd(4) == 0;
+
+	if (i == to)
+		return;
+	/* All of it or nothing: holes are for the kernel to refuse. */
+	if (mremap(slot(i), SLOT_PAGES * page, SLOT_PAGES * page,
+		   MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? 4 : 0), slot(to)) == MAP_FAILED) {
+		/* The target may be unmapped by then, and part of the source be moved. */
+		map_slot(to);
+		map_slot(i);
+		return;
+	}
+	memcpy(content[to], content[i], SLOT_PAGES);
+	memset(content[i], 0, SLOT_PAGES);
+	if (!keep && rnd(2))
+		map_slot(i);
+}
+
+static void protect(int i)
+{
+	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
+
+	/* Splits and merges; what is not mapped is refused. */
+	mprotect(slot(i) + from * page, nr * page, PROT_READ);
+	if (rnd(2))
+		madvise(slot(i) + from * page, nr * page, MADV_MERGEABLE);
+	for (int p = 0; p < SLOT_PAGES; p++)
+		mprotect(slot(i) + p * page, page, PROT_READ | PROT_WRITE);
+}
+
+static void advise(int i)
+{
+	static const int pageout[] = { MADV_PAGEOUT, MADV_COLD, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+				       MADV_WILLNEED, MADV_UNMERGEABLE };
+	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
+
+	madvise(slot(i) + from * page, nr * page, pageout[rnd(6)]);
+}
+
+static void stand_still(int round)
+{
+	__atomic_fetch_add(&control->standing, 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&control->round, __ATOMIC_SEQ_CST) == round &&
+	       !__atomic_load_n(&control->stop, __ATOMIC_SEQ_CST))
+		syscall(SYS_futex, &control->round, FUTEX_WAIT, round, NULL, NULL, 0);
+	__atomic_fetch_sub(&control->standing, 1, __ATOMIC_SEQ_CST);
+}
+
+static void next_round(void)
+{
+	__atomic_fetch_add(&control->round, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &control->round, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+static void live(int round);
+
+static void operate(int round)
+{
+	int i = rnd(SLOTS);
+
+	__atomic_fetch_add(&control->ops, 1, __ATOMIC_RELAXED);
+	switch (rnd(20)) {
+	case 0 ... 4:
+		write_pages(i);
+		break;
+	case 5:
+		map_slot(i);
+		break;
+	case 6:
+		unmap_slot(i, 0, SLOT_PAGES);
+		break;
+	case 7:
+		unmap_slot(i, rnd(SLOT_PAGES / 2), 1 + rnd(SLOT_PAGES / 2));
+		break;
+	case 8 ... 9:
+		move_slot(i, rnd(SLOTS));
+		break;
+	case 10 ... 11:
+		protect(i);
+		break;
+	case 12 ... 13:
+		advise(i);
+		break;
+	case 14:
+		move_to_node(0, slot(i), SLOT_PAGES, rnd(2));
+		break;
+	case 15:
+		/* Where there are holes this is an error, and done for the rest. */
+		madvise(slot(i), SLOT_PAGES * page, MADV_DONTNEED);
+		memset(content[i], 0, SLOT_PAGES);
+		break;
+	case 16:
+		madvise(slot(i), SLOT_PAGES * page, rnd(2) ? MADV_DONTFORK : MADV_DOFORK);
+		break;
+	case 17: {
+		pid_t pid;
+
+		if (__atomic_fetch_add(&control->living, 1, __ATOMIC_SEQ_CST) >= MAX_PROCESSES) {
+			__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
+			break;
+		}
+		/* What the child has is what was not kept from it. */
+		for (int s = 0; s < SLOTS; s++)
+			madvise(slot(s), SLOT_PAGES * page, MADV_DOFORK);
+		pid = fork();
+		if (pid < 0)
+			fail("fork", 0, 0, 0);
+		if (!pid) {
+			founder = false;
+			state = state * 6364136223846793005ULL + getpid();
+			__atomic_fetch_add(&control->forks, 1, __ATOMIC_RELAXED);
+			live(round);
+		}
+		break;
+	}
+	case 18:
+		check_slot(i);
+		break;
+	case 19:
+		/* Founders stay, so that there is always somebody. */
+		if (founder || rnd(3))
+			break;
+		__atomic_fetch_add(&control->exits, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
+		_exit(0);
+	}
+}
+
+static void live(int round)
+{
+	for (;;) {
+		for (int i = 0; i < OPS && !control->failed; i++)
+			operate(round);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		for (int i = 0; i < SLOTS; i++)
+			check_slot(i);
+		if (control->stop)
+			break;
+		stand_still(round);
+		if (control->stop)
+			break;
+		round = __atomic_load_n(&control->round, __ATOMIC_SEQ_CST);
+		/* Some leave between two rounds, parents before their children, too. */
+		if (!founder && rnd(3) == 0 &&
+		    __atomic_load_n(&control->living, __ATOMIC_SEQ_CST) > MAX_PROCESSES / 2) {
+			__atomic_fetch_add(&control->exits, 1, __ATOMIC_RELAXED);
+			break;
+		}
+	}
+	__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
+	_exit(0);
+}
+
+static void *disturb(void *arg)
+{
+	unsigned int *n = arg;
+
+	while (!control->stop) {
+		/* Not while the oracle looks: it would see what is under way. */
+		__atomic_store_n(&control->disturbing, 1, __ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&control->quiet, __ATOMIC_SEQ_CST)) {
+			__atomic_store_n(&control->disturbing, 0, __ATOMIC_SEQ_CST);
+			usleep(1000);
+			continue;
+		}
+		switch (++*n % 6) {
+		case 0:
+			avl_write("/proc/sys/vm/compact_memory", "1", 1);
+			break;
+		case 1:
+		case 2:
+			reclaim_memory("2M");
+			break;
+		case 3:
+			avl_write("/sys/kernel/debug/split_huge_pages", "1", 1);
+			break;
+		case 4:
+			avl_write("/sys/kernel/mm/ksm/run", *n % 12 == 4 ? "1" : "0", 1);
+			break;
+		case 5:
+			avl_write("/proc/sys/vm/drop_caches", "3", 1);
+			break;
+		}
+		__atomic_store_n(&control->disturbing, 0, __ATOMIC_SEQ_CST);
+		usleep(2000);
+	}
+	return NULL;
+}
+
+/* Where everybody is, for the guest's log, if nothing goes on for so many seconds. */
+#define PATIENCE 60
+
+static void *watch(void *arg)
+{
+	int seen = -1, seconds = 0;
+
+	while (!control->stop && seconds < PATIENCE) {
+		seconds = control->round == seen ? seconds + 1 : 0;
+		seen = control->round;
+		sleep(1);
+	}
+	if (!control->stop) {
+		avl_write("/proc/sysrq-trigger", "t", 1);
+		fail("hangs in round", seen, control->standing, control->living);
+	}
+	return arg;
+}
+
+/* A number from the environment, the kernel command line, or as given. */
+static unsigned long number(const char *env, const char *option, unsigned long otherwise)
+{
+	char text[4096], *at = getenv(env);
+
+	if (at)
+		return strtoul(at, NULL, 0);
+	if (avl_read("/proc/cmdline", text, sizeof(text)) > 0) {
+		at = strstr(text, option);
+		if (at)
+			return strtoul(at + strlen(option), NULL, 0);
+	}
+	return otherwise;
+}
+
+TEST(there_is_an_oracle)
+{
+	/* The oracle is there: without it nothing below means anything. */
+	struct verdict v;
+
+	ASSERT_EQ(oracle(&v), 0);
+	EXPECT_GT(v.folios, 0);
+}
+
+FIXTURE(stress)
+{
+};
+
+FIXTURE_SETUP(stress)
+{
+	page = sysconf(_SC_PAGESIZE);
+	control = mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(control, MAP_FAILED);
+	slots = mmap(NULL, (size_t)SLOTS * 2 * SLOT_PAGES * page, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(slots, MAP_FAILED);
+}
+
+FIXTURE_TEARDOWN(stress)
+{
+}
+
+TEST_F_TIMEOUT(stress, random_operations, 1200)
+{
+	unsigned long seed = number("STRESS_SEED", "avl.seed=", time(NULL));
+	unsigned long rounds = number("STRESS_ROUNDS", "avl.rounds=", 25);
+	unsigned long folios = 0, mappings = 0;
+	unsigned int n = seed;
+	pthread_t thread, watchdog;
+	struct verdict v;
+
+	TH_LOG("avl.seed=%lu avl.rounds=%lu", seed, rounds);
+	/* Orphans are ours, so that all of them are gone at the end. */
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	for (int i = 0; i < FOUNDERS; i++) {
+		pid_t pid;
+
+		control->living++;
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			state = seed * 2654435761u + i + 88172645463325252ULL;
+			founder = true;
+			for (int s = 0; s < SLOTS; s++)
+				map_slot(s);
+			live(0);
+		}
+	}
+	ASSERT_EQ(pthread_create(&thread, NULL, disturb, &n), 0);
+	ASSERT_EQ(pthread_create(&watchdog, NULL, watch, NULL), 0);
+	for (unsigned long round = 0; round < rounds && !control->failed; round++) {
+		/* All of them have come to a stop; those that are gone do not count. */
+		while (control->standing < control->living && !control->failed)
+			usleep(1000);
+		__atomic_store_n(&control->quiet, 1, __ATOMIC_SEQ_CST);
+		avl_write("/sys/kernel/mm/ksm/run", "0", 1);
+		while (__atomic_load_n(&control->disturbing, __ATOMIC_SEQ_CST))
+			usleep(1000);
+		ASSERT_EQ(oracle(&v), 0);
+		__atomic_store_n(&control->quiet, 0, __ATOMIC_SEQ_CST);
+		EXPECT_EQ(v.mismatch, 0) {
+			TH_LOG("in round %lu", round);
+		}
+		EXPECT_EQ(v.migration, 0);
+		folios += v.folios;
+		mappings += v.mappings;
+		next_round();
+		/* Everybody has seen it before the next stop is counted. */
+		usleep(20000);
+	}
+	control->stop = 1;
+	next_round();
+	pthread_join(thread, NULL);
+	pthread_join(watchdog, NULL);
+	while (wait(NULL) > 0)
+		;
+	avl_write("/sys/kernel/mm/ksm/run", "0", 1);
+	EXPECT_EQ(control->failed, 0) {
+		TH_LOG("%s", control->what);
+	}
+	TH_LOG("%lu operations, %lu forks, %lu exits; the oracle saw %lu folios, %lu mappings",
+	       control->ops, control->forks, control->exits, folios, mappings);
+	EXPECT_GT(control->forks, 0);
+	EXPECT_SOUND();
+}
+
+TEST_HARNESS_MAIN
