@@ -59,6 +59,10 @@ module! {
             default: 0,
             description: "For tests, with CONFIG_KUNIT: sleep so long in each first fault (default: 0)",
         },
+        test_break: u16 {
+            default: 0,
+            description: "For tests, with CONFIG_KUNIT: 1 makes rmap walks miss all children (default: 0)",
+        },
     },
 }
 

@@ -12,8 +12,7 @@ use crate::{
         state::{
             self,
             Attach,
-            Fork,
-            State, //
+            Fork, //
         }, //
     },
     report::report_once,
@@ -32,7 +31,6 @@ use crate::{
         Vma, //
     },
 };
-use core::ptr;
 #[cfg(CONFIG_KUNIT)]
 use kernel::time::{
     delay::fsleep,
@@ -62,7 +60,8 @@ pub(crate) enum Verdict {
 ///
 /// # Errors
 ///
-/// [`ENOMEM`].
+/// [`ENOMEM`]: the ordinary path would want memory, too, and in an mm that has a root it would make a
+/// VMA that never merges with the others.
 pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
     stats::count(Event::FirstFault);
     #[cfg(CONFIG_KUNIT)]
@@ -99,7 +98,7 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
         stats::count(Event::Unnatural);
         let avc = Avc::new()?;
         let lock = root.write();
-        vma.attach(|vma| drop(vma.link(&lock, avc, None)))
+        vma.attach(|vma| drop(vma.link(&lock, avc)))
     };
     if attached.is_none() {
         stats::count(Event::Raced);
@@ -112,7 +111,7 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
 /// # Errors
 ///
 /// [`ENOMEM`]; the VMA stays Unfaulted.
-fn attach(vma: Vma<'_, Unfaulted>, how: Attach, root: &Root, own: bool) -> Result {
+fn attach(vma: Vma<'_, Unfaulted>, how: Attach, root: &Root) -> Result {
     let vma = match how {
         Attach::Lazy => match vma.lazy(root) {
             Ok(_) => return Ok(()),
@@ -121,18 +120,8 @@ fn attach(vma: Vma<'_, Unfaulted>, how: Attach, root: &Root, own: bool) -> Resul
         Attach::Link => vma,
     };
     let avc = Avc::new()?;
-    let reference = (!own).then(|| root.get());
-    vma.link(&root.write(), avc, reference);
+    vma.link(&root.write(), avc);
     Ok(())
-}
-
-/// The state of a VMA that has a lazy root.
-fn lazy_state(vma: Exclusive<'_>) -> State {
-    match vma.decode() {
-        Decoded::Lazy(_) => State::Lazy,
-        // If it is something else, which has been reported, a link is what is always found.
-        _ => State::Linked,
-    }
 }
 
 /// Attaches `dst`, the copy of `src` in the same mm, to the root that `src` has.
@@ -147,9 +136,8 @@ pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Resu
         report_once!("a copy of a VMA is attached already\n");
         return Err(ENOMEM);
     };
-    let own = dst.mm().root().is_some_and(|own| ptr::eq(own, root));
-    let how = state::copy(lazy_state(src), vma.is_natural(), remap);
-    attach(vma, how, root, own)
+    let how = state::copy(src.state(), vma.is_natural(), remap);
+    attach(vma, how, root)
 }
 
 /// Attaches `child`, the copy of `parent` in a new mm, and makes that mm's root if need be.
@@ -161,19 +149,16 @@ pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Resu
 ///
 /// [`ENOMEM`]; `child` stays Unfaulted.
 pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
+    let mm = child.mm();
     let (Some(root), Decoded::Unfaulted(vma)) = (parent.root(), child.decode()) else {
         report_once!("the child's copy of a VMA is attached already\n");
         return Err(ENOMEM);
     };
-    let own = parent.mm().root().is_some_and(|own| ptr::eq(own, root));
-    let mm = child.mm();
-    let plan = state::fork(
-        lazy_state(parent),
-        own,
-        mm.root().is_some(),
-        if own { root.orphans() } else { 0 },
-        vma.is_natural(),
-    );
+    let own = parent.owns(root);
+    let has_root = mm.root().is_some();
+    // Counted once in a fork: the root that it then has serves all of the VMAs.
+    let orphans = if own && !has_root { root.orphans() } else { 0 };
+    let plan = state::fork(parent.state(), own, has_root, orphans, vma.is_natural());
     match plan {
         Fork::Own(how) => {
             let root = match mm.root() {
@@ -181,13 +166,13 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
                 // The parent's root keeps the module, so that this fails for want of memory only.
                 None => mm.install(RootRef::new(mm, Some(root)).map_err(|_| ENOMEM)?),
             };
-            attach(vma, how, root, true)
+            attach(vma, how, root)
         }
         Fork::Foreign => {
             if own {
                 stats::count(Event::TooDeep);
             }
-            attach(vma, Attach::Link, root, false)
+            attach(vma, Attach::Link, root)
         }
     }
 }
@@ -201,7 +186,7 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
         Decoded::Detaching(vma) => drop(vma.unlink()),
         Decoded::Linked(vma) => return vma.unlink().1,
         Decoded::Unfaulted(_) | Decoded::Regular => (),
-        Decoded::Impossible => vma.abandon(),
+        Decoded::Impossible(vma) => vma.abandon(),
     }
     None
 }

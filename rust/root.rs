@@ -346,12 +346,19 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
         || root.detaching.get().is_some();
     if in_use {
         // Whoever uses it has no reference. Rather lose the memory than hand it out again.
-        report_once!("a root is freed while in use");
+        report_once!("a root is freed while in use\n");
+        hold_module();
         return;
     }
     stats::count(Event::RootFree);
     // SAFETY: From this cache, in the state that the constructor left: see the type invariants.
     unsafe { bindings::kmem_cache_free(CACHE.load(Relaxed), anon_vma.cast()) };
+}
+
+/// Keeps the module for good: something is left of which nobody knows who uses it.
+pub(crate) fn hold_module() {
+    // SAFETY: `OWNER` is this module, whose text runs. If it is going already, nothing helps.
+    let _ = unsafe { bindings::try_module_get(crate::hooks::OWNER) };
 }
 
 /// A root's lock, held in write mode.
@@ -422,7 +429,8 @@ impl<'a> Write<'a> {
             prev = at;
             at = next.map(NonNull::from);
         }
-        report_once!("a Detaching VMA is not on its root's list");
+        report_once!("a Detaching VMA is not on its root's list\n");
+        hold_module();
         area.set_chain(area.list_head(), area.list_head());
     }
 }

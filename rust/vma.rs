@@ -23,6 +23,7 @@ use crate::{
     },
     report::report_once,
     root::{
+        hold_module,
         Root,
         RootRef,
         Write, //
@@ -58,7 +59,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The `mm_struct` and its VMA tree are valid, and the tree is in RCU mode.
+/// The `mm_struct` and its VMA tree are valid. If a root has the mm, the tree is in RCU mode.
 #[repr(transparent)]
 pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 
@@ -114,14 +115,14 @@ impl Mm {
     /// The first VMA in the tree that covers one of the addresses from `start` to `last`, and the
     /// address behind its place there (0 behind the last address that there is).
     #[inline]
-    pub(crate) fn lookup(
+    pub(crate) fn lookup<'r>(
         &self,
         start: usize,
         last: usize,
-        _rcu: &rcu::Guard,
-    ) -> Option<(&Area, usize)> {
+        _rcu: &'r rcu::Guard,
+    ) -> Option<(&'r Area, usize)> {
         let mut index = start;
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant; a lookup is made for a root that has the mm.
         let entry = unsafe {
             bindings::mt_find(
                 &raw mut (*self.as_ptr()).__bindgen_anon_1.mm_mt,
@@ -332,8 +333,8 @@ impl MmapLocked {
 /// # Invariants
 ///
 /// The VMA is valid, and while this lives only the holder changes its `anon_vma` and its list head:
-/// `mmap_lock` is held for writing, or the VMA is not in a tree (not yet, or no more).
-#[derive(Clone, Copy)]
+/// `mmap_lock` is held for writing, or the VMA is not in a tree (not yet, or no more). There is one
+/// value for a VMA: decoding it uses it up, so that no transition can be made twice.
 pub(crate) struct Exclusive<'a>(&'a Area);
 
 impl Deref for Exclusive<'_> {
@@ -354,7 +355,7 @@ pub(crate) enum Decoded<'a> {
     /// Not ours.
     Regular,
     /// Reported: a pair of facts that no transition leads to.
-    Impossible,
+    Impossible(Exclusive<'a>),
 }
 
 impl<'a> Exclusive<'a> {
@@ -377,6 +378,12 @@ impl<'a> Exclusive<'a> {
         unsafe { &*self.0.mm_ptr().cast() }
     }
 
+    /// Whether `root` is the root of the VMA's mm.
+    #[inline]
+    pub(crate) fn owns(&self, root: &Root) -> bool {
+        self.mm().root().is_some_and(|own| ptr::eq(own, root))
+    }
+
     /// The lazy root that it has.
     #[inline]
     pub(crate) fn root(&self) -> Option<&'a Root> {
@@ -390,12 +397,12 @@ impl<'a> Exclusive<'a> {
         let anon = match self.root() {
             None if self.anon_vma().is_null() => Anon::None,
             None => Anon::Regular,
-            Some(root) if self.mm().root().is_some_and(|own| ptr::eq(own, root)) => Anon::Own,
+            Some(root) if self.owns(root) => Anon::Own,
             Some(_) => Anon::Foreign,
         };
         // SAFETY: By the type invariant the VMA is valid, and only the holder changes the list head.
-        // Neighbours on the detaching list change `next` alone, under the root's lock: whether it is
-        // empty stays what it is.
+        // Of a member of the detaching list it may be written for the sake of a neighbour, but the
+        // one munmap that there can be in an mm is the holder's own.
         let prev = unsafe { (*self.list_head()).prev };
         let chain = if self.chain_next() == self.list_head() {
             Chain::Empty
@@ -407,11 +414,18 @@ impl<'a> Exclusive<'a> {
         (anon, chain)
     }
 
-    /// Derives the state.
+    /// The state, to be looked at. What cannot be is taken for Linked, which is always found.
+    pub(crate) fn state(&self) -> State {
+        let (anon, chain) = self.facts();
+        state::decode(anon, chain).unwrap_or(State::Linked)
+    }
+
+    /// Derives the state, for a transition.
     pub(crate) fn decode(self) -> Decoded<'a> {
         let area = self.0;
         // INVARIANT: The state is what was derived, and by the type invariant of `self` it is stable.
-        match state::decode(self.facts().0, self.facts().1) {
+        let (anon, chain) = self.facts();
+        match state::decode(anon, chain) {
             Ok(State::Unfaulted) => Decoded::Unfaulted(Vma::new(area)),
             Ok(State::Lazy) => Decoded::Lazy(Vma::new(area)),
             Ok(State::Linked) => Decoded::Linked(Vma::new(area)),
@@ -425,15 +439,17 @@ impl<'a> Exclusive<'a> {
                     area.start(),
                     area.end()
                 );
-                Decoded::Impossible
+                Decoded::Impossible(self)
             }
         }
     }
 
     /// Forgets an `anon_vma` that cannot be explained: the safe way out of [`Decoded::Impossible`].
     ///
-    /// No walk finds the VMA any more; the memory that it was linked with is lost.
+    /// No walk finds the VMA in a VMA tree any more; the memory that it was linked with is lost, and
+    /// the module stays for good, as some of that may still name its roots.
     pub(crate) fn abandon(self) {
+        hold_module();
         let lock = self.root().map(Root::write);
         self.anon_vma_field().store(ptr::null_mut(), Relaxed);
         self.set_chain(self.list_head(), self.list_head());
@@ -523,23 +539,21 @@ impl<'a> Vma<'a, Unfaulted> {
 
     /// Unfaulted to Linked. Walks see all of it or nothing: the lock is held.
     ///
-    /// If the root is not that of the VMA's own mm, the link holds `foreign`, a reference to it.
+    /// If the root is not that of the VMA's own mm, the link holds a reference to it.
     #[inline]
-    pub(crate) fn link(
-        self,
-        lock: &Write<'_>,
-        avc: Avc,
-        foreign: Option<RootRef>,
-    ) -> Vma<'a, Linked> {
+    pub(crate) fn link(self, lock: &Write<'_>, avc: Avc) -> Vma<'a, Linked> {
         avc.insert(self.area, lock);
         self.area
             .anon_vma_field()
             .store(lock.root().as_anon_vma(), Release);
         stats::count(Event::Linked);
-        if let Some(reference) = foreign {
+        // INVARIANT: That of `self`.
+        if !Exclusive(self.area).owns(lock.root()) {
             stats::count(Event::Foreign);
-            let _ = reference.into_raw();
+            // Dropped by the core when the VMA is unlinked; who is foreign stays so.
+            let _ = lock.root().get().into_raw();
         }
+        // INVARIANT: The list head holds one `anon_vma_chain`, of the root that is locked.
         Vma::new(self.area)
     }
 }
@@ -596,10 +610,8 @@ impl<'a> Vma<'a, Linked> {
         let Some(root) = self.root() else {
             return (self.unfault(), None);
         };
-        let own = Exclusive(self.area)
-            .mm()
-            .root()
-            .is_some_and(|own| ptr::eq(own, root));
+        // INVARIANT: That of `self`.
+        let own = Exclusive(self.area).owns(root);
         let (avc, vma) = {
             let lock = root.write();
             (Avc::remove(self.area, &lock), self.unfault())
@@ -656,7 +668,9 @@ impl Avc {
         // SAFETY: As above; the lock protects the interval tree.
         unsafe {
             if (*avc).anon_vma != anon_vma || (*avc).vma != area.as_ptr() {
+                // Its memory, and what it is linked in, are not ours to guess.
                 report_once!("a Linked VMA has a link of another\n");
+                hold_module();
                 return None;
             }
             bindings::anon_rmap_tree_remove(avc, anon_vma);

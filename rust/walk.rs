@@ -58,7 +58,8 @@ mod stage {
 /// - `cur` is a lazy root whose lock is held: by the walk if `owned`, else by the caller, and then it
 ///   is `start`. If `cur` is not `start`, the walk has a pin on it. Only at the end of the walk `cur`
 ///   may be pinned and not locked.
-/// - `avc`, `stage` and `pos` say where the visit of `cur` is, as below.
+/// - `avc`, `stage` and `pos` say where the visit of `cur` is, as below; `pos` is an address while it
+///   is in the VMA tree, and the VMA that was found last while it is on the detaching list.
 #[repr(transparent)]
 pub(crate) struct Walk(bindings::anon_rmap_iter);
 
@@ -67,7 +68,7 @@ impl Walk {
     ///
     /// # Safety
     ///
-    /// `it` was made by `ANON_RMAP_ITER()` for a lazy root whose lock is held, and has been used by
+    /// `it` was made by `anon_rmap_iter()` for a lazy root whose lock is held, and has been used by
     /// `anon_rmap_next()` alone since.
     #[inline]
     pub(crate) unsafe fn from_raw<'a>(it: *mut bindings::anon_rmap_iter) -> &'a mut Self {
@@ -162,7 +163,9 @@ impl Walk {
             match mm.lookup(pos, last, &rcu) {
                 Some((again, _)) if ptr::eq(again, area) => {
                     self.0.pos = area.end();
-                    return Some(area);
+                    // SAFETY: A VMA of the locked root, found in the tree: the lock keeps it, also
+                    // without RCU.
+                    return Some(unsafe { &*ptr::from_ref(area) });
                 }
                 _ => stats::count(Event::Retry),
             }
@@ -198,13 +201,18 @@ impl Walk {
 
     /// Leaves the root and goes on to the next one, which is then locked. False at the end.
     fn descend(&mut self) -> bool {
+        // For the test that wants to see the oracle notice.
+        #[cfg(CONFIG_KUNIT)]
+        if crate::module_parameters::test_break.value() == 1 {
+            return false;
+        }
         // SAFETY: By the type invariant; the core dispatched on its mark, and its lock or a pin on a
         // descendant keeps it.
         let start = NonNull::from(unsafe { Root::from_anon_vma(self.0.start) });
         // SAFETY: The caller gave a control, or NULL.
         let skip = unsafe { self.0.rwc.as_ref() }.is_some_and(|rwc| rwc.try_lock);
 
-        // The lock of `cur` is still held: it is not freed before a descendant is pinned.
+        // `cur` is still locked, or pinned: it is not freed before a descendant is pinned.
         while let Some(next) = family::successor(&Tree, start, self.cur()) {
             let cur = self.cur();
             if self.0.owned {

@@ -13,7 +13,7 @@ from .kernel import Kernel, Module
 from .ktap import Result
 
 # The tests of a patched guest, in order; taint looks back on all of them.
-GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "taint")
+GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
 LAZY_TESTS = ("boot", "rmap", "cost", "stress", "taint")
 # A debug kernel under TCG is that much slower.
