@@ -93,12 +93,16 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
 
     // exec moves the temporary stack without the root's lock; a link moves with it.
     let attached = if vma.is_natural() && !vma.is_temporary_stack() {
-        vma.attach(|vma| drop(vma.lazy(root)))
+        vma.attach(|vma| {
+            let _ = vma.lazy(root);
+        })
     } else {
         stats::count(Event::Unnatural);
         let avc = Avc::new()?;
         let lock = root.write();
-        vma.attach(|vma| drop(vma.link(&lock, avc)))
+        vma.attach(|vma| {
+            vma.link(&lock, avc);
+        })
     };
     if attached.is_none() {
         stats::count(Event::Raced);
@@ -182,8 +186,12 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
 /// Returns a reference that the core has to drop.
 pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
     match vma.decode() {
-        Decoded::Lazy(vma) => drop(vma.unlink()),
-        Decoded::Detaching(vma) => drop(vma.unlink()),
+        Decoded::Lazy(vma) => {
+            vma.unlink();
+        }
+        Decoded::Detaching(vma) => {
+            vma.unlink();
+        }
         Decoded::Linked(vma) => return vma.unlink().1,
         Decoded::Unfaulted(_) | Decoded::Regular => (),
         Decoded::Impossible(vma) => vma.abandon(),
@@ -195,8 +203,12 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
 /// mm's root.
 pub(crate) fn unmap(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
     match vma.decode() {
-        Decoded::Lazy(vma) if !undo => drop(vma.detaching(lock)),
-        Decoded::Detaching(vma) if undo => drop(vma.undo(lock)),
+        Decoded::Lazy(vma) if !undo => {
+            vma.detaching(lock);
+        }
+        Decoded::Detaching(vma) if undo => {
+            vma.undo(lock);
+        }
         // The others are found without the VMA tree, or not at all.
         _ => (),
     }
