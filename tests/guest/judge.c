@@ -9,23 +9,24 @@
 
 #define NR 32
 
+/* Fill one lazy VMA, and have a child share it. Only this process is to be lazy. */
+static bool share_lazy_pages(struct family *f)
+{
+	char *area = map_at(NULL, NR * sysconf(_SC_PAGESIZE));
+
+	return area && !avl_write(AVL_SYSCTL, "1", 1) && fill(area, NR, 1, 1) &&
+	       !avl_write(AVL_SYSCTL, "0", 1) && KIN(f, filled(area, NR, 1, 1)) > 0;
+}
+
 TEST(a_walk_that_misses_the_children_is_noticed)
 {
-	const size_t page = sysconf(_SC_PAGESIZE);
 	struct verdict v;
 	struct family f;
 
 	EXPECT_SOUND();
 	ASSERT_EQ(family_init(&f), 0);
 	ASSERT_EQ(avl_load("enabled=0 test_break=1"), 0);
-	KIN(&f, ({
-		char *area = map_at(NULL, NR * page);
-
-		/* On for this one VMA; the test itself must be able to unload it. */
-		!avl_write(AVL_SYSCTL, "1", 1) && fill(area, NR, 1, 1) &&
-			!avl_write(AVL_SYSCTL, "0", 1) &&
-			KIN(&f, filled(area, NR, 1, 1)) > 0;
-	}));
+	KIN(&f, share_lazy_pages(&f));
 	ASSERT_TRUE(family_await(&f, 2));
 	ASSERT_EQ(oracle(&v), 0);
 	TH_LOG("%lu folios differ", v.mismatch);
@@ -37,18 +38,11 @@ TEST(a_walk_that_misses_the_children_is_noticed)
 
 TEST(the_same_without_the_fault_is_sound)
 {
-	const size_t page = sysconf(_SC_PAGESIZE);
 	struct family f;
 
 	ASSERT_EQ(family_init(&f), 0);
 	ASSERT_EQ(avl_load("enabled=0"), 0);
-	KIN(&f, ({
-		char *area = map_at(NULL, NR * page);
-
-		!avl_write(AVL_SYSCTL, "1", 1) && fill(area, NR, 1, 1) &&
-			!avl_write(AVL_SYSCTL, "0", 1) &&
-			KIN(&f, filled(area, NR, 1, 1)) > 0;
-	}));
+	KIN(&f, share_lazy_pages(&f));
 	ASSERT_TRUE(family_await(&f, 2));
 	EXPECT_EQ(avl_counter("root_new"), 2);
 	EXPECT_SOUND();
