@@ -4,7 +4,7 @@
 # is done by scripts/avl.py: see `make help`.
 
 # Hand these on, as given on the command line or in the environment.
-export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED VARIANT TOOLCHAIN
+export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED ROUNDS GENERATIONS VARIANT TOOLCHAIN
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
@@ -54,7 +54,7 @@ help:
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
-	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on
+	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
 	@echo '                    where it was stopped'
 	@echo
 	@echo 'Code:'
@@ -72,7 +72,9 @@ help:
 	@echo '  MO              where the module is built                         build/ARCH/module'
 	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
 	@echo '  TESTS           guest tests of make check, by name                all'
-	@echo '  SEED            first number of the stress test                   the time'
+	@echo '  SEED            first number of the stress test                   random'
+	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
+	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'
 	@echo '  ACCEL           auto (KVM if a guest boots in it), tcg, kvm       auto'

@@ -126,20 +126,22 @@ class Bench:
 def guest_check(guests, bench, mode, tests):
     """The tests of a patched guest of one kind: 'check' or 'lazy'."""
     variant = bench.kernel.variant
-    options = f"avl.tests={','.join(tests)}"
+    limit = common.number("TIMEOUT", TIMEOUTS[variant])
+    options = f"avl.tests={','.join(tests)} avl.limit={limit}"
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
         options += " slab_debug=F,anon_vma*,vm_area_struct"
-        options += f" avl.rounds={ROUNDS[variant]}"
-        if common.setting("SEED"):
-            options += f" avl.seed={common.setting('SEED')}"
+        options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
+        for name in ("SEED", "GENERATIONS"):
+            if common.setting(name):
+                options += f" avl.{name.lower()}={common.number(name, 0)}"
     run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode, options,
                      TIMEOUTS[variant])
     results = guest.judge(run, tests, bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
     if mode == "lazy":
-        results = [Result(f"lazy/{r.name}", r.status, r.reason) for r in results]
+        results = [Result(f"lazy/{r.name}", r.status, r.reason, r.evidence) for r in results]
     return results
 
 
@@ -170,7 +172,7 @@ def refusal(toolchain, guests, arch, bench, variant):
     results = guest.judge(run, tests, kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
-    return [Result(f"unpatched/{r.name}", r.status, r.reason) for r in results]
+    return [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in results]
 
 
 def other_configuration(toolchain, guests, arch, bench):
@@ -263,7 +265,7 @@ def patches_check(toolchain, arch):
             judged = guest.judge(run, ("boot", "taint"), bench.kernel.source)
             if any(r.status == "failed" for r in judged):
                 run.show_end()
-            results += [Result(f"{name}/{r.name}", r.status, r.reason) for r in judged]
+            results += [Result(f"{name}/{r.name}", r.status, r.reason, r.evidence) for r in judged]
     Stage.show()
     return ktap.report(results, arch)
 
@@ -290,7 +292,7 @@ def unpatched(toolchain, arch):
     judged = guest.judge(run, ("rmap", "stress"), base.kernel.source)
     if any(r.status == "failed" for r in judged):
         run.show_end()
-    results += [Result(f"unpatched/{r.name}", r.status, r.reason) for r in judged]
+    results += [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in judged]
     return ktap.report(results, arch)
 
 

@@ -148,6 +148,13 @@ class Run:
         except OSError:
             return ""
 
+    def evidence(self):
+        """What the console says from its first bad line on; else how it ends."""
+        lines = self.console.splitlines()
+        bad = badness(self.console)
+        first = lines.index(bad[0]) if bad else max(len(lines) - 10, 0)
+        return tuple(lines[max(first - 5, 0):first + 40])
+
     def faults(self):
         """What is wrong with the guest itself, whatever its tests say."""
         found = []
@@ -260,8 +267,11 @@ class Guests:
 def judge(run, planned, source_tree):
     """Turn a check run into results: every planned test has to be there."""
     results = ktap.parse(run.verdict, planned, source_tree)
-    for fault in run.faults():
-        results.append(ktap.Result(f"guest {run.directory.name}", "failed", fault))
-    if not run.faults():
+    faults = run.faults()
+    for fault in faults:
+        # Once is enough, where the run's log is all that is left of it.
+        evidence = run.evidence() if fault is faults[-1] else ()
+        results.append(ktap.Result(f"guest {run.directory.name}", "failed", fault, evidence))
+    if not faults:
         results.append(ktap.Result(f"guest {run.directory.name}", "passed"))
     return results

@@ -13,10 +13,11 @@ SKIPS = TOP / "tests/expected-skips"
 
 @dataclass
 class Result:
-    """One test: where it is, 'passed', 'failed' or 'skipped', and why."""
+    """One test: where it is, 'passed', 'failed' or 'skipped', why, and lines of a log as evidence."""
     name: str
     status: str
     reason: str = ""
+    evidence: tuple = ()
 
 
 def expected_skips(arch):
@@ -86,7 +87,8 @@ def parse(text, planned, source_tree):
                 results.append(Result(leaf_name, "skipped",
                                       leaf.skip_reason or "no reason given"))
             else:
-                results.append(Result(leaf_name, "failed", leaf.status.name.lower()))
+                results.append(Result(leaf_name, "failed", leaf.status.name.lower(),
+                                      tuple(leaf.log[-12:])))
         # Its own verdict (an exit status, a plan of its own that did not hold) counts as well.
         if all(r.status != "failed" for r in results[before:]) and \
                 (not test.ok_status() or test.counts.errors):
@@ -104,7 +106,8 @@ def settle(results, arch):
     for result in results:
         if result.status == "skipped" and result.name not in known:
             result = Result(result.name, "failed",
-                            f"skipped ({result.reason}), and not in tests/expected-skips")
+                            f"skipped ({result.reason}), and not in tests/expected-skips",
+                            result.evidence)
         elif result.status == "skipped":
             result = Result(result.name, "skipped", known[result.name])
         settled.append(result)
@@ -120,6 +123,8 @@ def report(results, arch):
         for result in results:
             if result.status == status:
                 print(f"  {status.upper()} {result.name}: {result.reason}")
+                for line in result.evidence:
+                    print(f"    | {line}")
     if not results:
         print("  FAILED: no test ran")
         count["failed"] = 1

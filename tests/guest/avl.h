@@ -103,6 +103,18 @@ static inline int avl_write(const char *path, const char *text, size_t len)
 	return err;
 }
 
+/* A number that the kernel command line sets, as in "avl.rounds=10". */
+static inline unsigned long avl_number(const char *option, unsigned long otherwise)
+{
+	char text[4096];
+	const char *at;
+
+	if (avl_read("/proc/cmdline", text, sizeof(text)) <= 0)
+		return otherwise;
+	at = strstr(text, option);
+	return at ? strtoul(at + strlen(option), NULL, 0) : otherwise;
+}
+
 /* A counter of the module, or -1 if there is none of that name. */
 static inline long long avl_counter(const char *name)
 {

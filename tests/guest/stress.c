@@ -5,13 +5,14 @@
  * reclaimed, compacted, merged and split. Each process knows what is in its
  * pages. All stand still from time to time, and the oracle looks.
  *
- * STRESS_SEED and STRESS_ROUNDS in the environment, or avl.seed= and
- * avl.rounds= on the kernel command line, repeat a run or prolong it.
+ * avl.seed= and avl.rounds= on the kernel command line repeat a run or prolong
+ * it.
  */
 #define _GNU_SOURCE
 #include <linux/futex.h>
 #include <linux/mman.h>
 #include <pthread.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "kselftest_harness.h"
@@ -322,19 +323,14 @@ static void *watch(void *arg)
 	return arg;
 }
 
-/* A number from the environment, the kernel command line, or as given. */
-static unsigned long number(const char *env, const char *option, unsigned long otherwise)
+/* Not the time: a guest without a clock always starts with the same. */
+static unsigned int any_seed(void)
 {
-	char text[4096], *at = getenv(env);
+	unsigned int seed = 1;
 
-	if (at)
-		return strtoul(at, NULL, 0);
-	if (avl_read("/proc/cmdline", text, sizeof(text)) > 0) {
-		at = strstr(text, option);
-		if (at)
-			return strtoul(at + strlen(option), NULL, 0);
-	}
-	return otherwise;
+	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		seed = time(NULL);
+	return seed;
 }
 
 TEST(there_is_an_oracle)
@@ -367,8 +363,8 @@ FIXTURE_TEARDOWN(stress)
 
 TEST_F_TIMEOUT(stress, random_operations, 1200)
 {
-	unsigned long seed = number("STRESS_SEED", "avl.seed=", time(NULL));
-	unsigned long rounds = number("STRESS_ROUNDS", "avl.rounds=", 25);
+	unsigned long seed = avl_number("avl.seed=", any_seed());
+	unsigned long rounds = avl_number("avl.rounds=", 25);
 	unsigned long folios = 0, mappings = 0;
 	unsigned int n = seed;
 	pthread_t thread, watchdog;
