@@ -15,7 +15,11 @@ from .ktap import Result
 # The tests of a patched guest, in order; taint looks back on all of them.
 GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
-LAZY_TESTS = ("boot", "rmap", "cost", "stress", "taint")
+LAZY_TESTS = ("boot", "rmap", "cost", "stress", "fail", "leaks", "taint")
+# What only a debug kernel can be asked, and what only another one can: KASAN keeps
+# freed objects in its quarantine, so that what cost counts means nothing there.
+DEBUG_TESTS = ("fail", "leaks")
+RELEASE_TESTS = ("cost",)
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
@@ -131,6 +135,8 @@ def guest_check(guests, bench, mode, tests):
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
         options += " slab_debug=F,anon_vma*,vm_area_struct"
+        if variant == "debug":
+            options += " kmemleak=on"
         options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
         for name in ("SEED", "GENERATIONS"):
             if common.setting(name):
@@ -193,9 +199,11 @@ def check(toolchain, arch):
     if variant not in TIMEOUTS:
         raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
     tests, lazy_tests = selected()
-    if variant == "debug":
-        # KASAN keeps freed objects in its quarantine: what cost counts means nothing there.
-        lazy_tests = tuple(name for name in lazy_tests if name != "cost")
+    wrong = RELEASE_TESTS if variant == "debug" else DEBUG_TESTS
+    if common.setting("TESTS") and set(lazy_tests) & set(wrong):
+        raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
+                      f"{variant} kernel")
+    lazy_tests = tuple(name for name in lazy_tests if name not in wrong)
     results = []
     with Stage("kernel source"):
         source.pristine()
