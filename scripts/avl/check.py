@@ -26,18 +26,36 @@ TIMEOUTS = {"release": 900, "debug": 2700}
 ROUNDS = {"release": 15, "debug": 5}
 
 
+def wanted(names):
+    """{program: its cases, or none for all} of names such as rmap and rmap/rmap.one_process."""
+    found = {}
+    for name in names:
+        program, _, case = name.removeprefix("lazy/").partition("/")
+        cases = found.setdefault(program, [])
+        if case:
+            cases.append(case)
+    return found
+
+
+def tests_option(tests):
+    """avl.tests= for {program: cases}."""
+    return "avl.tests=" + ",".join("/".join(filter(None, (program, "+".join(cases))))
+                                   for program, cases in tests.items())
+
+
 def selected():
-    """For each kind of guest the tests of TESTS=, or all of them."""
-    names = common.setting("TESTS").replace(",", " ").split()
+    """For each kind of guest {test: cases} of TESTS=, or all of them."""
+    asked = wanted(common.setting("TESTS").replace(",", " ").split())
     known = list(dict.fromkeys(GUEST_TESTS + LAZY_TESTS))
-    unknown = sorted(set(names) - set(known))
+    unknown = sorted(set(asked) - set(known))
     if unknown:
         raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(known)}")
-    if not names:
-        return GUEST_TESTS, LAZY_TESTS
-    return (tuple(name for name in GUEST_TESTS if name in names),
+    if not asked:
+        return wanted(GUEST_TESTS), wanted(LAZY_TESTS)
+    return ({name: asked[name] for name in GUEST_TESTS if name in asked},
             # What both kinds of guest have is run in the first.
-            tuple(name for name in LAZY_TESTS if name in names and name not in GUEST_TESTS))
+            {name: asked[name] for name in LAZY_TESTS if name in asked and
+             name not in GUEST_TESTS})
 
 
 class Stage:
@@ -114,24 +132,25 @@ def harness_tests():
 class Bench:
     """What a guest is made of: kernel, module, programs, initramfs."""
 
-    def __init__(self, toolchain, arch, variant="release", upto=None, module=True):
+    def __init__(self, toolchain, arch, variant="release", upto=None, module=True, extra=()):
         log = common.log_path(f"guest-{arch}")
-        self.kernel = Kernel(toolchain, arch, variant, upto).build()
+        self.kernel = Kernel(toolchain, arch, variant, upto, extra).build()
         self.module = None
         if module:
             name = "module" if variant == "release" else f"module-{variant}"
             output = TOP / "build" / arch / name if variant != "release" else None
             self.module = Module(toolchain, arch, self.kernel.build_dir, output).build()
-        programs = guest.compile_programs(toolchain, arch, self.kernel.source, log)
+        self.programs = guest.compile_programs(toolchain, arch, self.kernel.source, log)
         self.initrd = guest.initramfs(toolchain, arch, self.kernel,
-                                      self.module and self.module.file, programs, log)
+                                      self.module and self.module.file, self.programs, log)
 
 
 def guest_check(guests, bench, mode, tests):
     """The tests of a patched guest of one kind: 'check' or 'lazy'."""
     variant = bench.kernel.variant
     limit = common.number("TIMEOUT", TIMEOUTS[variant])
-    options = f"avl.tests={','.join(tests)} avl.limit={limit}"
+    tests = tests if isinstance(tests, dict) else wanted(tests)
+    options = f"{tests_option(tests)} avl.limit={limit}"
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
         options += " slab_debug=F,anon_vma*,vm_area_struct"
@@ -143,7 +162,7 @@ def guest_check(guests, bench, mode, tests):
                 options += f" avl.{name.lower()}={common.number(name, 0)}"
     run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode, options,
                      TIMEOUTS[variant])
-    results = guest.judge(run, tests, bench.kernel.source)
+    results = guest.judge(run, tuple(tests), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
     if mode == "lazy":
@@ -203,7 +222,7 @@ def check(toolchain, arch):
     if common.setting("TESTS") and set(lazy_tests) & set(wrong):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
                       f"{variant} kernel")
-    lazy_tests = tuple(name for name in lazy_tests if name not in wrong)
+    lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
     results = []
     with Stage("kernel source"):
         source.pristine()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import check, common, guest, kernel, lint, source, workload
+from . import check, common, guest, kernel, lint, mutants, source, workload
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -101,6 +101,7 @@ COMMANDS = {
     "check-full": (lambda *_: check.check_full(), False),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),
+    "mutants": (mutants.mutants, True),
     "patches-apply": (lambda *_: source.apply_for_user(), False),
     "rustfmt": (lambda toolchain, _: lint.rustfmt(toolchain, check=False), True),
     "rustfmtcheck": (lambda toolchain, _: lint.rustfmt(toolchain), True),

@@ -175,17 +175,25 @@ def mirror_name():
     return common.setting("MIRROR", "the configured mirror")
 
 
-def pristine():
-    """The unpatched tree, and what its content is known by."""
+def check_settings():
+    """Refuse what KSRC= and KERNEL_TARBALL= cannot be. No lock: nobody waits to hear that."""
     user = common.path_setting("KSRC")
     if user:
         check_version(user)
+    tarball = common.path_setting("KERNEL_TARBALL")
+    if tarball and not tarball.is_file():
+        raise Failure(f"KERNEL_TARBALL={tarball} does not exist")
+
+
+def pristine():
+    """The unpatched tree, and what its content is known by."""
+    check_settings()
+    user = common.path_setting("KSRC")
+    if user:
         return user, f"ksrc:{user}"
     cache = common.cache_dir()
     tarball = common.path_setting("KERNEL_TARBALL")
     if tarball:
-        if not tarball.is_file():
-            raise Failure(f"KERNEL_TARBALL={tarball} does not exist")
         tree = cache / "src" / f"linux-{common.digest(tarball)}"
     else:
         tree = cache / "src" / f"linux-{VERSION}"
@@ -203,13 +211,13 @@ def pristine():
     return tree, f"{tree.name}:{check_version(tree)}"
 
 
-def wanted_patches(upto=None):
-    """The series, or its first patches, or (upto=0) none of it; and the test patches."""
-    return series(upto) + test_patches()
+def wanted_patches(upto=None, extra=()):
+    """The series, or its first patches, or (upto=0) none of it; the test patches; some more."""
+    return series(upto) + test_patches() + list(extra)
 
 
-def series_key(identity, upto=None):
-    return common.digest(identity, *wanted_patches(upto))
+def series_key(identity, upto=None, extra=()):
+    return common.digest(identity, *wanted_patches(upto, extra))
 
 
 def sync(base, tree, patches):
@@ -248,15 +256,15 @@ def patched_tree(upto=None):
     return common.cache_dir() / "src" / f"{name}-{kind}", base, identity
 
 
-def patched_is_current(upto=None):
+def patched_is_current(upto=None, extra=()):
     """Whether the patched tree is there as wanted. A user's own tree is always looked at again."""
     tree, _, identity = patched_tree(upto)
     stamp = tree / STAMP
     return not common.path_setting("KSRC") and stamp.exists() and \
-        stamp.read_text() == series_key(identity, upto)
+        stamp.read_text() == series_key(identity, upto, extra)
 
 
-def patched(toolchain, upto=None):
+def patched(toolchain, upto=None, extra=()):
     """
     The tree with the series (or its first patches) applied, and its key.
 
@@ -266,15 +274,15 @@ def patched(toolchain, upto=None):
     """
     common.need_tool("patch", "patch")
     tree, base, identity = patched_tree(upto)
-    key = series_key(identity, upto)
-    if patched_is_current(upto):
+    key = series_key(identity, upto, extra)
+    if patched_is_current(upto, extra):
         return tree, key
     user = common.path_setting("KSRC")
-    patches = wanted_patches(upto)
+    patches = wanted_patches(upto, extra)
     if user and state_of(user) == "patched":
         if upto is not None:
             raise Failure(f"KSRC={user} is patched already: this needs a plain tree")
-        patches = test_patches()
+        patches = test_patches() + list(extra)
     if not tree.is_dir():
         common.need_space(common.cache_dir(), 8, "the patched source and the build")
         say(f"kernel source: copying {base} to {tree}, to patch the copy")

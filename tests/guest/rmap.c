@@ -823,4 +823,65 @@ TEST_F_TIMEOUT(rmap, fork_with_holes_against_migration, 300)
 	EXPECT_TRUE(filled(area, nr, 1, 1));
 }
 
+/* mremap against migration: page tables move from where a walk has been to where it has not. */
+TEST_F_TIMEOUT(rmap, mremap_against_migration, 300)
+{
+	const size_t nr = 512, size = nr * self->page;
+	char *here = map_at(NULL, 2 * size), *there = here + size;
+	struct shaker s = { here, 2 * nr };
+	pthread_t thread;
+
+	ASSERT_NE(here, NULL);
+	ASSERT_EQ(munmap(there, size), 0);
+	fill(here, nr, 1, 1);
+	ASSERT_EQ(pthread_create(&thread, NULL, shake, &s), 0);
+	for (int i = 0; i < 120; i++) {
+		char *from = i & 1 ? there : here, *to = i & 1 ? here : there;
+
+		ASSERT_EQ(mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+		ASSERT_TRUE(filled(to, nr, 1, 1));
+		if (i % 20 == 10)
+			KIN(&self->f, filled(to, nr, 1, 1));
+	}
+	ASSERT_TRUE(family_await(&self->f, 6));
+	s.stop = 1;
+	pthread_join(thread, NULL);
+	TH_LOG("%ld rounds of migration", s.moves);
+	EXPECT_GT(s.moves, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(here, nr, 1, 1));
+}
+
+/* Exit against migration of what is shared: migration entries go with the mm, or are found. */
+TEST_F_TIMEOUT(rmap, exit_against_migration, 300)
+{
+	const size_t nr = 1024;
+	char *area = map_at(NULL, nr * self->page);
+	struct shaker s = { area, nr };
+	pthread_t thread;
+
+	ASSERT_NE(area, NULL);
+	fill(area, nr, 1, 1);
+	ASSERT_EQ(pthread_create(&thread, NULL, shake, &s), 0);
+	for (int i = 0; i < 100; i++) {
+		int status;
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			if (i % 3 == 0 && fork() < 0)
+				_exit(1);
+			_exit(!filled(area, nr, 1, 1));
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	s.stop = 1;
+	pthread_join(thread, NULL);
+	TH_LOG("%ld rounds of migration", s.moves);
+	EXPECT_GT(s.moves, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, nr, 1, 1));
+}
+
 TEST_HARNESS_MAIN

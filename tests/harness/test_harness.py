@@ -13,7 +13,8 @@ from unittest import mock
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
-from avl import common, guest, kernel, ktap, source, toolchain, workload  # noqa: E402
+from avl import (check, cli, common, guest, kernel, ktap, mutants, source,  # noqa: E402
+                 toolchain, workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -259,6 +260,32 @@ class Wholeness(unittest.TestCase):
         self.assertNotEqual(common.digest("ab", "c"), common.digest("a", "bc"))
 
 
+class Selection(unittest.TestCase):
+    """Tests by name, as a user types them."""
+
+    def test_programs_and_cases(self):
+        tests = check.wanted(["rmap/rmap.a", "cost", "lazy/rmap/rmap.b"])
+        self.assertEqual(tests, {"rmap": ["rmap.a", "rmap.b"], "cost": []})
+        self.assertEqual(check.tests_option(tests), "avl.tests=rmap/rmap.a+rmap.b,cost")
+
+    def test_mutant_without_a_test(self):
+        with tempfile.TemporaryDirectory() as name:
+            file = Path(name) / "module-x.patch"
+            for header in ("Wrong: a\nWhy: b\n", "Wrong: a\nWhy: b\nCaught-by: lazy rmap\n",
+                           "Wrong: a\nWhy: b\nCaught-by: host a/b\n"):
+                file.write_text(f"{header}\n--- a/rust/x.rs\n+++ b/rust/x.rs\n")
+                with self.assertRaises(common.Failure):
+                    mutants.Mutant(file)
+            file.write_text("Wrong: a\nWhy: b\nCaught-by: lazy rmap/rmap.c\n\n--- a/x\n+++ b/x\n")
+            mutant = mutants.Mutant(file)
+            self.assertEqual((mutant.mode, mutant.test, mutant.in_kernel, mutant.variant),
+                             ("lazy", "rmap/rmap.c", False, "release"))
+
+    def test_each_mutant_has_a_header(self):
+        for file in mutants.DIRECTORY.glob("*.patch"):
+            mutants.Mutant(file)
+
+
 class Refusals(unittest.TestCase):
     """Bad input through the Makefile: one line that says what to do, a non-zero exit."""
 
@@ -276,6 +303,19 @@ class Refusals(unittest.TestCase):
         self.assertNotEqual(status, 0)
         self.assertEqual(len(lines), 1, lines)
         self.assertRegex(lines[0], pattern)
+
+    def test_help_names_every_target(self):
+        result = subprocess.run(["make", "-C", str(TOP), "help"], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        for target in [*cli.COMMANDS, "check-debug"]:
+            self.assertRegex(result.stdout.decode(), rf"(?m)^  (?:.*, )?{target}\b")
+
+    def test_a_test_of_another_kernel(self):
+        self.refused("cannot be run on the release kernel", "check", "TESTS=fail")
+
+    def test_unknown_mutant(self):
+        self.refused("no such file in tests/mutants", "mutants", "MUTANTS=none")
 
     def test_unknown_target(self):
         self.refused("make help", "frobnicate")

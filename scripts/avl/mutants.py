@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make mutants: deliberate faults in the module and in the series, each to be caught by a test."""
+
+import re
+import shutil
+import subprocess
+
+from . import check, common, guest, ktap
+from .common import TOP, Failure, say
+from .kernel import Module
+from .ktap import Result
+
+DIRECTORY = TOP / "tests/mutants"
+# A fault may well make a test hang: its guest is given no more than this.
+TIMEOUTS = {"release": 300, "debug": 900}
+
+
+class Mutant:
+    """
+    A patch with a header: what is wrong (Wrong:), why that matters (Why:), and who has to notice
+    (Caught-by: kind of guest and PROGRAM/CASE; or host and the name of a test there).
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.name = file.stem
+        header, _, body = file.read_text().partition("\n--- ")
+        fields = dict(re.findall(r"^([A-Z][a-z-]+): (.*)$", header, re.M))
+        if not body or not {"Wrong", "Why", "Caught-by"} <= set(fields):
+            raise Failure(f"{file.name}: needs Wrong:, Why:, Caught-by: and a diff")
+        self.wrong = fields["Wrong"]
+        self.variant = fields.get("Variant", "release")
+        caught = fields["Caught-by"].split()
+        if caught[0] not in ("check", "lazy", "host") or len(caught) != 2 or \
+                ("/" in caught[1]) == (caught[0] == "host"):
+            raise Failure(f"{file.name}: Caught-by: needs 'check|lazy PROGRAM/CASE' or 'host TEST'")
+        self.mode, self.test = caught
+        self.in_kernel = self.name.startswith("kernel-")
+
+
+def mutated_copy(mutant):
+    """The sources of the module with the fault in them."""
+    tree = TOP / "build" / "mutants" / "source"
+    if tree.exists():
+        shutil.rmtree(tree)
+    tree.mkdir(parents=True)
+    names = (common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard",
+                            "Kbuild", "rust", "tests/host"]) or "").split("\n")
+    for name in filter(None, names):
+        if (TOP / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(TOP / name, tree / name)
+    with open(mutant.file, "rb") as text:
+        result = subprocess.run(["patch", "-p1", "-s", "-f", "-F0", "--no-backup-if-mismatch"],
+                                stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                cwd=tree, check=False)
+    if result.returncode:
+        raise Failure(f"{mutant.file.name} does not apply any more: "
+                      f"{result.stdout.decode(errors='replace').splitlines()[0]}")
+    return tree
+
+
+def caught_on_host(toolchain, mutant, tree):
+    """Run the one host test on the mutated sources; what it said, or None if it passed."""
+    log = common.log_path(f"mutant-{mutant.name}")
+    log.write_text("")
+    try:
+        toolchain.run(["cargo", "test", "--locked", "--manifest-path", tree / "tests/host/Cargo.toml",
+                       mutant.test], log, mutant.name,
+                      env={"CARGO_TARGET_DIR": TOP / "build/mutants/host"})
+    except Failure:
+        text = log.read_text(errors="replace")
+        failed = re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)
+        if any(name.endswith(mutant.test) for name in failed):
+            return f"{failed[0]} fails"
+        raise Failure(f"{mutant.name}: the host test {mutant.test} did not run; log: {log}") \
+            from None
+    return None
+
+
+def caught_in_guest(guests, mutant, kernel, initrd):
+    """Boot a guest with the fault and run the one test; what was noticed, or None."""
+    tests = check.wanted([mutant.test])
+    run = guests.run(f"mutant-{mutant.name}", kernel, initrd, mutant.mode,
+                     f"{check.tests_option(tests)} avl.limit={TIMEOUTS[mutant.variant]}",
+                     TIMEOUTS[mutant.variant])
+    results = guest.judge(run, tuple(tests), kernel.source)
+    failed = [r for r in results if r.status == "failed"]
+    named = [r for r in failed if r.name == mutant.test]
+    best = (named or failed or [None])[0]
+    return best and f"{best.name}: {best.reason}"[:110]
+
+
+def baseline(guests, bench, mutants, variant):
+    """All tests that are to notice something, without a fault: they have to pass."""
+    results = []
+    for mode in ("check", "lazy"):
+        names = [m.test for m in mutants if m.mode == mode and m.variant == variant]
+        tests = check.wanted(dict.fromkeys(names))
+        if not tests:
+            continue
+        run = guests.run(f"no-mutant-{mode}-{variant}", bench.kernel, bench.initrd, mode,
+                         check.tests_option(tests), check.TIMEOUTS[variant])
+        judged = guest.judge(run, tuple(tests), bench.kernel.source)
+        if any(r.status == "failed" for r in judged):
+            run.show_end()
+        results += [Result(f"no-mutant/{mode}/{r.name}", r.status, r.reason, r.evidence)
+                    for r in judged]
+        # One that is not there would fail with each mutant.
+        results += [Result(f"no-mutant/{mode}/{name}", "failed", "there is no such test")
+                    for name in names if all(r.name != name for r in judged)]
+    return results
+
+
+def mutants(toolchain, arch):
+    """Each fault has to be noticed by the test that its header names."""
+    chosen = [Mutant(file) for file in sorted(DIRECTORY.glob("*.patch"))]
+    names = common.setting("MUTANTS").replace(",", " ").split()
+    unknown = sorted(set(names) - {m.name for m in chosen})
+    if unknown:
+        raise Failure(f"MUTANTS={' '.join(unknown)}: no such file in tests/mutants")
+    chosen = [m for m in chosen if not names or m.name in names]
+    common.need_tool("patch", "patch")
+    guests = guest.Guests(toolchain, arch)
+    results, rows = [], []
+    for variant in TIMEOUTS:
+        of_variant = [m for m in chosen if m.variant == variant]
+        if not of_variant:
+            continue
+        with check.Stage(f"without a fault, {variant}"):
+            bench = check.Bench(toolchain, arch, variant)
+            results += baseline(guests, bench, of_variant, variant)
+        # Those in the kernel last: they leave it to be built again.
+        for mutant in sorted(of_variant, key=lambda m: (m.in_kernel, m.name)):
+            with check.Stage(mutant.name):
+                say(f"{mutant.name}: {mutant.wrong}")
+                caught = one(toolchain, arch, guests, bench, mutant)
+            say(f"{mutant.name}: {'caught, ' + caught if caught else 'SURVIVED'}")
+            rows.append((mutant.name, mutant.wrong, caught or "SURVIVED"))
+            results.append(Result(f"mutant/{mutant.name}", "passed" if caught else "failed",
+                                  "" if caught else f"not noticed by {mutant.test}"))
+    table = ["| mutant | what is wrong | noticed by |", "|---|---|---|"]
+    table += [f"| {name} | {wrong} | {caught} |" for name, wrong, caught in rows]
+    (TOP / "build" / "mutants.md").write_text("\n".join(table) + "\n")
+    print("\n".join(table))
+    print(f"{sum(row[2] != 'SURVIVED' for row in rows)} of {len(rows)} mutants were caught; "
+          f"table: {TOP}/build/mutants.md")
+    return ktap.report(results, arch)
+
+
+def one(toolchain, arch, guests, bench, mutant):
+    """Build one mutant and ask its test."""
+    if mutant.in_kernel:
+        mutated = check.Bench(toolchain, arch, mutant.variant, extra=(mutant.file,))
+        return caught_in_guest(guests, mutant, mutated.kernel, mutated.initrd)
+    tree = mutated_copy(mutant)
+    if mutant.mode == "host":
+        return caught_on_host(toolchain, mutant, tree)
+    output = TOP / "build" / "mutants" / f"module-{mutant.variant}"
+    module = Module(toolchain, arch, bench.kernel.build_dir, output, top=tree)
+    module.build(may_warn=True)
+    log = common.log_path(f"guest-{arch}")
+    initrd = guest.initramfs(toolchain, arch, bench.kernel, module.file, bench.programs, log)
+    return caught_in_guest(guests, mutant, bench.kernel, initrd)

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Allocations that fail, one after the other, in everything that makes or copies
+ * an anon_vma: the call fails with ENOMEM or does without, memory keeps what was
+ * in it, the reverse map stays right, the same call works afterwards, and no
+ * root is left behind. For a kernel with failslab and fail_page_alloc.
+ *
+ * Each operation is repeated with its first, its second, ... allocation failing
+ * (fail-nth), until it comes to its end without. Then once more with only those
+ * that have the module on their stack.
+ */
+#define _GNU_SOURCE
+#include <setjmp.h>
+
+#include "kselftest_harness.h"
+#include "rmap.h"
+
+#define FAULTS "/sys/kernel/debug/"
+#define PAGES 8
+/* More than any of these operations allocates. */
+#define MANY 2000
+
+/* Exit codes of a worker: what became of one operation. */
+enum { DONE = 10, DONE_WITHOUT, FAILED, WRONG };
+
+static size_t page;
+
+/* The allocations of code between these addresses fail, or of all code. */
+static bool injection(const char *start, const char *end)
+{
+	static const char *const attrs[] = { "failslab", "fail_page_alloc" };
+	static const char *const quiet[][2] = {
+		/* What the kernel would print for each has "Call Trace" in it. */
+		{ "verbose", "0" }, { "ignore-gfp-wait", "N" }, { "stacktrace-depth", "32" },
+	};
+	char path[128];
+
+	for (int i = 0; i < 2; i++) {
+		for (int j = 0; j < 3; j++) {
+			snprintf(path, sizeof(path), FAULTS "%s/%s", attrs[i], quiet[j][0]);
+			if (avl_write(path, quiet[j][1], strlen(quiet[j][1])))
+				return false;
+		}
+		snprintf(path, sizeof(path), FAULTS "%s/require-start", attrs[i]);
+		if (avl_write(path, start, strlen(start)))
+			return false;
+		snprintf(path, sizeof(path), FAULTS "%s/require-end", attrs[i]);
+		if (avl_write(path, end, strlen(end)))
+			return false;
+	}
+	return !avl_write(FAULTS "fail_page_alloc/min-order", "0", 1) &&
+	       !avl_write(FAULTS "fail_page_alloc/ignore-gfp-highmem", "N", 1);
+}
+
+/* From the first to the last address of the module's text, as kallsyms has it. */
+static bool module_text(char *start, char *end, size_t size)
+{
+	FILE *file = fopen("/proc/kallsyms", "re");
+	unsigned long low = ~0UL, high = 0, address;
+	char line[512], type, owner[64];
+
+	if (!file)
+		return false;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx %c %*s [%63[^]]]", &address, &type, owner) != 3 ||
+		    strcmp(owner, "anon_vma_lazy") || (type != 't' && type != 'T'))
+			continue;
+		low = address < low ? address : low;
+		high = address > high ? address : high;
+	}
+	fclose(file);
+	snprintf(start, size, "%#lx", low);
+	/* The last function has some bytes, too. */
+	snprintf(end, size, "%#lx", high + 256);
+	return low < high;
+}
+
+static int nth_file = -1, left_over;
+
+/* The @nth allocation of this thread from now on fails. */
+static void arm(int nth)
+{
+	char text[16];
+
+	/* Opened before it counts, since that allocates. */
+	nth_file = open("/proc/self/fail-nth", O_RDWR);
+	snprintf(text, sizeof(text), "%d", nth);
+	if (nth_file < 0 || pwrite(nth_file, text, strlen(text), 0) < 0)
+		_exit(WRONG);
+}
+
+/* None fails any more. What was left to count: nothing, if one has failed. */
+static int disarm(void)
+{
+	char text[16] = "";
+
+	if (nth_file < 0)
+		return left_over;
+	if (pread(nth_file, text, sizeof(text) - 1, 0) <= 0 || pwrite(nth_file, "0", 1, 0) < 0)
+		_exit(WRONG);
+	close(nth_file);
+	nth_file = -1;
+	left_over = atoi(text);
+	return left_over;
+}
+
+/* What the operations work on: natural, moved away, and a file's. */
+struct memory {
+	char *natural, *moved, *file, *room, *stack;
+};
+
+static bool set_up(struct memory *m)
+{
+	const size_t size = PAGES * page;
+	char *reserved = mmap(NULL, 8 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = memfd_create("fail", 0);
+
+	if (reserved == MAP_FAILED || fd < 0 || ftruncate(fd, size))
+		return false;
+	m->room = reserved + 6 * size;
+	m->natural = map_at(reserved, size);
+	m->moved = map_at(reserved + 2 * size, size);
+	if (!m->natural || !m->moved || !fill(m->natural, PAGES, 1, 1) ||
+	    !fill(m->moved, PAGES, 1, 2))
+		return false;
+	m->moved = mremap(m->moved, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, reserved + 4 * size);
+	if (m->moved == MAP_FAILED)
+		return false;
+	m->file = mmap(reserved + 2 * size, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+		       fd, 0);
+	close(fd);
+	return m->file != MAP_FAILED && fill(m->file, PAGES, 1, 3);
+}
+
+static bool intact(const struct memory *m)
+{
+	return filled(m->natural, PAGES, 1, 1) && filled(m->moved, PAGES, 1, 2) &&
+	       filled(m->file, PAGES, 1, 3);
+}
+
+/* The operations: 0, or -errno. What they did is part of what is checked. */
+
+static int first_fault(struct memory *m)
+{
+	const int ret = madvise(m->room, page, MADV_POPULATE_WRITE) ? -errno : 0;
+
+	/* EFAULT is what it makes of a fault that is out of memory, in some places. */
+	if (!ret)
+		m->room[0] = 1;
+	return ret == -EFAULT ? -ENOMEM : ret;
+}
+
+static bool before_first_fault(struct memory *m)
+{
+	return map_at(m->room, page);
+}
+
+static int fork_and_look(struct memory *m)
+{
+	int status;
+	/* The child counts from 0 again. */
+	pid_t pid = fork();
+
+	if (pid < 0)
+		return errno == EAGAIN ? -ENOMEM : -errno;
+	if (!pid) {
+		bool ok = intact(m);
+
+		m->natural[0]++;
+		m->moved[0]++;
+		m->file[0]++;
+		_exit(!ok);
+	}
+	disarm();
+	if (waitpid(pid, &status, 0) != pid || status)
+		_exit(WRONG);
+	return 0;
+}
+
+static int fork_twice(struct memory *m)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid < 0)
+		return errno == EAGAIN ? -ENOMEM : -errno;
+	if (!pid)
+		_exit(fork_and_look(m) != 0);
+	disarm();
+	if (waitpid(pid, &status, 0) != pid || status)
+		_exit(WRONG);
+	return 0;
+}
+
+static int move_away(struct memory *m)
+{
+	const size_t size = PAGES * page;
+
+	if (mremap(m->natural, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, m->room) == MAP_FAILED)
+		return -errno;
+	m->natural = m->room;
+	return 0;
+}
+
+static int move_half(struct memory *m)
+{
+	const size_t half = PAGES / 2 * page;
+
+	if (mremap(m->moved + half, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, m->room) ==
+	    MAP_FAILED)
+		return -errno;
+	/* Back where the test looks for it; no allocation fails any more. */
+	disarm();
+	return mremap(m->room, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, m->moved + half) ==
+		MAP_FAILED ? -errno : 0;
+}
+
+static int move_and_keep(struct memory *m)
+{
+	const size_t size = PAGES * page;
+
+	if (mremap(m->natural, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
+		   m->room) == MAP_FAILED)
+		return -errno;
+	m->natural = m->room;
+	return 0;
+}
+
+static int split(struct memory *m)
+{
+	return mprotect(m->natural + page, page, PROT_READ) ||
+	       mprotect(m->moved + page, page, PROT_READ) ? -errno : 0;
+}
+
+static int merge(struct memory *m)
+{
+	return mprotect(m->natural + page, page, PROT_READ | PROT_WRITE) ||
+	       mprotect(m->moved + page, page, PROT_READ | PROT_WRITE) ? -errno : 0;
+}
+
+static bool before_merge(struct memory *m)
+{
+	return !split(m);
+}
+
+static int unmap_the_middle(struct memory *m)
+{
+	if (munmap(m->natural + page, page))
+		return -errno;
+	/* For intact(): what is gone was asked to go. */
+	disarm();
+	if (!map_at(m->natural + page, page))
+		return -errno;
+	memset(m->natural + page, (unsigned char)(7 + 1), page);
+	return 0;
+}
+
+static sigjmp_buf out;
+
+static void no_stack(int signal)
+{
+	siglongjmp(out, 1);
+}
+
+static bool before_grow(struct memory *m)
+{
+	struct sigaction action = { .sa_handler = no_stack };
+	const size_t half = 2 * MIB;
+	char *area = mmap(NULL, 2 * half, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	/* Into a hole; what is below is no neighbour that a guard gap must keep away from. */
+	if (area == MAP_FAILED || munmap(area + half, half))
+		return false;
+	m->stack = area + 2 * half - page;
+	return mmap(m->stack, page, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN, -1, 0) == m->stack &&
+	       !sigaction(SIGSEGV, &action, NULL);
+}
+
+static int grow(struct memory *m)
+{
+	volatile char *stack = m->stack;
+
+	/* A stack that cannot grow is a segmentation fault, as ever. */
+	if (sigsetjmp(out, 1))
+		return -ENOMEM;
+	stack[-4L * page] = 1;
+	return 0;
+}
+
+/* After exec, before all else: what is left to count. */
+__attribute__((constructor)) static void was_executed(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "--was-executed")) {
+		nth_file = open("/proc/self/fail-nth", O_RDWR);
+		_exit(disarm() ? DONE : DONE_WITHOUT);
+	}
+}
+
+/* The program again; its first faults are those of exec. */
+static int exec(struct memory *m)
+{
+	execl("/proc/self/exe", "fail", "--was-executed", NULL);
+	return -errno;
+}
+
+struct operation {
+	int (*run)(struct memory *m);
+	bool (*before)(struct memory *m);
+	/* The module allocates something in it. */
+	bool allocates;
+};
+
+/* In a worker: what should not be. */
+static void wrong(const char *why, int errnum)
+{
+	disarm();
+	printf("# %s: %s\n", why, strerror(errnum));
+	fflush(stdout);
+	_exit(WRONG);
+}
+
+/* In a process of its own: one operation with its @nth allocation failing. */
+static void work(const struct operation *op, int nth)
+{
+	struct memory m;
+	struct verdict v;
+	int ret, left;
+
+	if (!set_up(&m) || (op->before && !op->before(&m)))
+		wrong("set up", errno);
+	arm(nth);
+	ret = op->run(&m);
+	/* An operation that had more to do has disarmed itself. */
+	left = disarm();
+	if (ret && ret != -ENOMEM)
+		wrong("error", -ret);
+	if (!intact(&m))
+		wrong("memory has changed", -ret);
+	if (oracle(&v) || v.mismatch || v.migration)
+		wrong("reverse map", -ret);
+	/* It works afterwards; a split or a merge that went half way, too. */
+	if (ret && op->run(&m))
+		wrong("once more", errno);
+	if (!intact(&m))
+		wrong("memory has changed at last", -ret);
+	if (oracle(&v) || v.mismatch || v.migration)
+		wrong("reverse map at last", -ret);
+	if (ret)
+		_exit(FAILED);
+	_exit(left ? DONE : DONE_WITHOUT);
+}
+
+FIXTURE(fail)
+{
+	long alive;
+};
+
+FIXTURE_VARIANT(fail)
+{
+	struct operation op;
+};
+
+#define OPERATION(name, ...) FIXTURE_VARIANT_ADD(fail, name) { .op = { name, __VA_ARGS__ } }
+
+OPERATION(first_fault, before_first_fault, false);
+OPERATION(fork_and_look, NULL, true);
+OPERATION(fork_twice, NULL, true);
+OPERATION(move_away, NULL, true);
+OPERATION(move_half, NULL, true);
+OPERATION(move_and_keep, NULL, true);
+OPERATION(split, NULL, true);
+OPERATION(merge, before_merge, false);
+OPERATION(unmap_the_middle, NULL, false);
+OPERATION(grow, before_grow, false);
+OPERATION(exec, NULL, true);
+
+/* Roots that were made and not freed. */
+static long roots(void)
+{
+	return avl_counter("root_new") - avl_counter("root_free");
+}
+
+FIXTURE_SETUP(fail)
+{
+	page = sysconf(_SC_PAGESIZE);
+	ASSERT_TRUE(lazy_mode());
+	self->alive = roots();
+	ASSERT_GT(self->alive, 0);
+}
+
+FIXTURE_TEARDOWN(fail)
+{
+	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
+	/* No failure has left a root behind. They are freed a little later than they go. */
+	for (int i = 0; i < 600 && roots() != self->alive; i++)
+		usleep(100000);
+	EXPECT_EQ(roots(), self->alive);
+}
+
+/* The operation with each of its allocations failing; how many there were, or -1. */
+static int fail_each(const struct operation *op, int *failed)
+{
+	*failed = 0;
+	for (int nth = 1; nth < MANY; nth++) {
+		int status;
+		pid_t pid = fork();
+
+		if (pid < 0)
+			return -1;
+		if (!pid)
+			work(op, nth);
+		if (waitpid(pid, &status, 0) != pid)
+			return -1;
+		/* Exec that fails too late to return kills, as ever. */
+		if (WIFSIGNALED(status) && op->run == exec) {
+			(*failed)++;
+			continue;
+		}
+		if (!WIFEXITED(status) || WEXITSTATUS(status) < DONE ||
+		    WEXITSTATUS(status) >= WRONG) {
+			printf("# allocation %d: status %#x\n", nth, status);
+			return -1;
+		}
+		if (WEXITSTATUS(status) == DONE)
+			return nth - 1;
+		*failed += WEXITSTATUS(status) == FAILED;
+	}
+	return -1;
+}
+
+TEST_F_TIMEOUT(fail, each_allocation, 1200)
+{
+	int failed, nr;
+
+	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
+	nr = fail_each(&variant->op, &failed);
+	TH_LOG("%d allocations, %d of them needed", nr, failed);
+	EXPECT_GT(nr, 0);
+	EXPECT_GT(failed, 0);
+	EXPECT_SOUND();
+}
+
+TEST_F_TIMEOUT(fail, each_of_the_module, 1200)
+{
+	char start[32], end[32];
+	int failed, nr;
+
+	ASSERT_TRUE(module_text(start, end, sizeof(start)));
+	ASSERT_TRUE(injection(start, end));
+	nr = fail_each(&variant->op, &failed);
+	TH_LOG("%d allocations of the module, %d of them needed", nr, failed);
+	ASSERT_GE(nr, 0);
+	EXPECT_EQ(nr > 0, variant->op.allocates);
+	EXPECT_SOUND();
+}
+
+TEST_HARNESS_MAIN
