@@ -4,14 +4,14 @@
 # is done by scripts/avl.py: see `make help`.
 
 # Hand these on, as given on the command line or in the environment.
-export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED ROUNDS GENERATIONS MUTANTS VARIANT TOOLCHAIN
+export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED ROUNDS GENERATIONS MUTANTS SELFTESTS VARIANT TOOLCHAIN
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-full smoke \
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-full smoke \
 	patches-apply patches-check mutants rustfmt rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
 
@@ -53,6 +53,7 @@ help:
 	@echo '  smoke           - boot, load, take first faults'
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
+	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
 	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
@@ -76,6 +77,7 @@ help:
 	@echo '  SEED            first number of the stress test                   random'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
+	@echo '  SELFTESTS       mm selftests, by name                             all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'

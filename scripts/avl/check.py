@@ -240,6 +240,11 @@ def check(toolchain, arch):
         with Stage(f"guest tests, all lazy, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", lazy_tests)
     if not common.setting("TESTS") and variant == "release":
+        # Imported here, since it builds on this.
+        from . import selftests  # pylint: disable=import-outside-toplevel
+        results += selftests.stage(toolchain, arch, (("without the module", bench, "selftests"),
+                                                     ("lazy on", bench, "selftests-on")),
+                                   short=True)
         with Stage("guests that must fail"):
             results += harness_guests(guests, bench)
         with Stage(f"unpatched kernel, {arch}"):
@@ -303,6 +308,8 @@ FULL = (
     ("check-x86_64", ["check", "ARCH=x86_64"]),
     ("check-arm64", ["check", "ARCH=arm64"]),
     ("check-debug-x86_64", ["check-debug", "ARCH=x86_64"]),
+    ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
+    ("mutants-x86_64", ["mutants", "ARCH=x86_64"]),
     ("unpatched-x86_64", ["check-unpatched", "ARCH=x86_64"]),
     ("patches-check-x86_64", ["patches-check", "ARCH=x86_64"]),
 )

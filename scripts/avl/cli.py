@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import check, common, guest, kernel, lint, mutants, source, workload
+from . import check, common, guest, kernel, lint, mutants, selftests, source, workload
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -98,6 +98,7 @@ COMMANDS = {
     "qemu": (cmd_qemu, True),
     "check": (check.check, True),
     "check-unpatched": (check.unpatched, True),
+    "check-selftests": (selftests.full, True),
     "check-full": (lambda *_: check.check_full(), False),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),

@@ -67,9 +67,12 @@ def kunit_suites():
     return sorted(names)
 
 
-def initramfs(toolchain, arch, kernel, module, programs, log):
-    """An initramfs for this module, made by the kernel's gen_init_cpio. Returns the file."""
-    out = TOP / "build" / arch / f"initramfs-{kernel.variant}"
+def initramfs(toolchain, arch, kernel, module, programs, log, more=(), kind=""):
+    """
+    An initramfs for this module, made by the kernel's gen_init_cpio. Returns the file. `more` are
+    rows for that, and `kind` tells such an image from the usual one.
+    """
+    out = TOP / "build" / arch / "-".join(filter(None, ("initramfs", kernel.variant, kind)))
     out.mkdir(parents=True, exist_ok=True)
     (out / "kunit-suites").write_text("\n".join(kunit_suites()) + "\n")
     busybox = toolchain.busybox(arch)
@@ -91,6 +94,7 @@ def initramfs(toolchain, arch, kernel, module, programs, log):
             rows.append(f"file /avl/tests/{test.name} {test} 755 0 0")
     for sample in sorted((TOP / "samples").glob("*.c")):
         rows.append(f"file /avl/{sample.stem} {programs}/{sample.stem} 755 0 0")
+    rows += more
     if any(" " in str(p) for p in (TOP, out, module or "", programs)):
         raise Failure(f"the path {TOP} has a blank in it, which gen_init_cpio cannot take")
     (out / "list").write_text("\n".join(rows) + "\n")

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel's own mm selftests, on kernels with and without lazy roots, compared test by test."""
+
+import fnmatch
+import re
+import shutil
+
+from . import check, common, guest, ktap
+from .common import TOP, Failure, say
+from .ktap import Result
+from .toolchain import DEB_ARCH, SUITE, Apt
+
+EXPECTED = TOP / "tests/expected-differences"
+# A label, the command in tools/testing/selftests/mm, whether it is on the short list of
+# make check. As in run_vmtests.sh, for what meets an anonymous folio.
+LIST = (
+    ("rmap", "rmap", True),
+    ("merge", "merge", True),
+    ("cow", "cow", False),
+    ("migration", "migration", False),
+    ("mremap_test", "mremap_test", False),
+    ("mremap_dontunmap", "mremap_dontunmap", True),
+    ("ksm_functional_tests", "ksm_functional_tests", True),
+    ("ksm_merge", "ksm_tests -M -p 10", False),
+    ("ksm_unmerge", "ksm_tests -U", False),
+    ("ksm_zero", "ksm_tests -Z -p 10 -z 0", False),
+    ("ksm_zero_shared", "ksm_tests -Z -p 10 -z 1", False),
+    ("ksm_numa_across", "ksm_tests -N -m 1", False),
+    ("ksm_numa_apart", "ksm_tests -N -m 0", False),
+    ("khugepaged", "khugepaged all:anon", False),
+    ("khugepaged_shmem", "khugepaged all:shmem", False),
+    ("split_huge_page_test", "split_huge_page_test", False),
+    ("folio_split_race_test", "folio_split_race_test", False),
+    ("transhuge-stress", "transhuge-stress -d 20", False),
+    ("uffd-unit-tests", "uffd-unit-tests", False),
+    ("uffd-stress-anon", "uffd-stress anon 20 4", False),
+    ("uffd-stress-shmem-private", "uffd-stress shmem-private 20 4", False),
+    ("uffd-stress-hugetlb-private", "uffd-stress hugetlb-private 64 4", False),
+    ("uffd-wp-mremap", "uffd-wp-mremap", False),
+    ("madv_populate", "madv_populate", True),
+    ("guard-regions", "guard-regions", True),
+    ("process_madv", "process_madv", True),
+    ("memory-failure", "memory-failure", False),
+    ("mkdirty", "mkdirty", True),
+    ("pagemap_ioctl", "pagemap_ioctl", False),
+    ("soft-dirty", "soft-dirty", False),
+    ("compaction_test", "compaction_test", False),
+    ("mlock-random-test", "mlock-random-test", False),
+    ("mlock2-tests", "mlock2-tests", False),
+    ("mrelease_test", "mrelease_test", False),
+    ("map_populate", "map_populate", False),
+    ("map_fixed_noreplace", "map_fixed_noreplace", False),
+    ("droppable", "droppable", False),
+    ("mseal_test", "mseal_test", False),
+    ("on-fault-limit", "on-fault-limit", False),
+    ("prctl_thp_disable", "prctl_thp_disable", False),
+    ("gup_longterm", "gup_longterm", False),
+    ("hugetlb-mmap", "hugetlb-mmap", False),
+    ("hugetlb-mremap", "hugetlb-mremap", False),
+    ("hugetlb-madvise", "hugetlb-madvise", False),
+    ("hugetlb-shm", "hugetlb-shm", False),
+    ("hugetlb_dio", "hugetlb_dio", False),
+    ("hugetlb_fault_after_madv", "hugetlb_fault_after_madv", False),
+    ("hugetlb_madv_vs_map", "hugetlb_madv_vs_map", False),
+    ("hugetlb-soft-offline", "hugetlb-soft-offline", False),
+)
+# x86_64 has it alone.
+ONLY = {"soft-dirty": "x86_64"}
+LIBRARIES = {"migration": ["-lnuma"], "rmap": ["-lnuma"], "ksm_tests": ["-lnuma"],
+             "mlock-random-test": ["-lcap"]}
+SOURCES = {"uffd-stress": ["uffd-common.c"], "uffd-unit-tests": ["uffd-common.c"],
+           "uffd-wp-mremap": ["uffd-common.c"]}
+# Seconds for one program under TCG, and for all of them in a guest.
+LIMIT = 240
+GUEST_LIMIT = 3600
+
+
+def chosen(arch, short):
+    """[(label, command)] of SELFTESTS=, the short list, or all."""
+    names = common.setting("SELFTESTS").replace(",", " ").split()
+    unknown = sorted(set(names) - {label for label, _, _ in LIST})
+    if unknown:
+        raise Failure(f"SELFTESTS={' '.join(unknown)}: no such test; there are "
+                      f"{', '.join(label for label, _, _ in LIST)}")
+    return [(label, command) for label, command, is_short in LIST
+            if ONLY.get(label, arch) == arch and (label in names if names else
+                                                  is_short or not short)]
+
+
+def libraries(arch):
+    """Static libnuma and libcap of that architecture, from Debian."""
+    directory = common.cache_dir() / f"selftest-libraries-{arch}"
+    if not directory.is_dir():
+        log = common.log_path("toolchain")
+        with common.locked(common.cache_dir() / "toolchain.lock"):
+            if not directory.is_dir():
+                say(f"fetching libnuma-dev and libcap-dev for {arch}, about 1 MB")
+                with common.made_whole(directory) as partial:
+                    apt = Apt(partial / "apt", [SUITE], DEB_ARCH[arch])
+                    apt.update(log)
+                    for package in ("libnuma-dev", "libcap-dev"):
+                        deb = apt.download(package, partial, log)
+                        common.logged(["dpkg-deb", "-x", deb, partial], log, f"unpacking {package}")
+                        deb.unlink()
+                    shutil.rmtree(partial / "apt")
+    return directory
+
+
+def build(toolchain, kernel, arch, tests):
+    """Compile the programs from the kernel's source, static. Returns the directory."""
+    out = TOP / "build" / arch / "selftests"
+    out.mkdir(parents=True, exist_ok=True)
+    log = common.log_path(f"selftests-{arch}")
+    log.write_text("")
+    # What check_config.sh would have found: no liburing.
+    (out / "local_config.h_gen").write_text("")
+    toolchain.run(kernel.make("headers"), log, "the kernel's headers", env=kernel.environment())
+    source = kernel.source / "tools/testing/selftests/mm"
+    libs = libraries(arch)
+    triple = next((libs / "usr/lib").glob("*-linux-gnu"))
+    programs = sorted({command.split()[0] for _, command in tests})
+    say(f"compiling {len(programs)} selftests for {arch}; log: {log}")
+    for program in programs:
+        target = out / program
+        if target.exists() and target.stat().st_mtime > (source / f"{program}.c").stat().st_mtime:
+            continue
+        sources = [f"{program}.c", "vm_util.c", "hugepage_settings.c", *SOURCES.get(program, [])]
+        toolchain.run([toolchain.gcc(arch), "-O2", "-static", "-no-pie", "-U_FORTIFY_SOURCE",
+                       "-D_GNU_SOURCE=", "-pthread", f"-I{out}", f"-I{kernel.source}",
+                       f"-I{kernel.source}/tools/testing/selftests",
+                       "-isystem", f"{kernel.build_dir}/usr/include",
+                       f"-I{kernel.source}/tools/include/uapi", "-isystem", f"{libs}/usr/include",
+                       *sources, "-o", target, f"-L{triple}", *LIBRARIES.get(program, []),
+                       "-lrt", "-lm"],
+                      log, f"compiling {program}", cwd=source)
+    (out / "list").write_text("".join(f"{label} {LIMIT} ./{command}\n" for label, command in tests))
+    return out
+
+
+def initramfs(toolchain, kernel, arch, bench, directory, tests):
+    """The initramfs of the tests, with these programs besides."""
+    log = common.log_path(f"selftests-{arch}")
+    rows = [f"file /avl/run-selftests {TOP}/scripts/guest/run-selftests 755 0 0",
+            "dir /avl/selftests 755 0 0",
+            f"file /avl/selftests/list {directory}/list 644 0 0"]
+    rows += [f"file /avl/selftests/{program} {directory}/{program} 755 0 0"
+             for program in sorted({command.split()[0] for _, command in tests})]
+    return guest.initramfs(toolchain, arch, kernel, bench.module and bench.module.file,
+                           bench.programs, log, rows, "selftests")
+
+
+def parse(text):
+    """{label: {test: status}} of what run-selftests sent; the program's own end is 'exit'."""
+    found, label = {}, None
+    for line in text.splitlines():
+        begin = re.match(r"^## begin (\S+)$", line)
+        end = re.match(r"^## end (\S+) (\d+) (\d+)$", line)
+        if begin:
+            label = begin.group(1)
+            found[label] = {}
+        elif end:
+            status = int(end.group(2))
+            found[label]["exit"] = {0: "ok", 4: "SKIP"}.get(status, "TIMEOUT" if status in (124, 137)
+                                                           else f"not ok ({status})")
+            label = None
+        elif label:
+            verdict = re.match(r"^(ok|not ok) \d+(?: -)? ?(.*)$", line.strip())
+            if not verdict:
+                continue
+            name, _, directive = verdict.group(2).partition(" # ")
+            word = directive.split(None, 1)[0] if directive.split() else ""
+            # What differs from run to run is no part of a name.
+            name = re.sub(r"0x[0-9a-f]+|\b\d{5,}\b|\d+\.\d+", "N", name.strip()) or "test"
+            status = word if word in ("SKIP", "XFAIL") else verdict.group(1)
+            if name in found[label]:
+                name = f"{name} ({sum(n.startswith(name) for n in found[label]) + 1})"
+            found[label][name] = status
+    return found
+
+
+def expected():
+    """[(arch, pattern, reason)] of the committed list."""
+    rows = []
+    for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = re.match(r"^(\S+)\s+(.+?)\s+::\s+(.+)$", line)
+        if not fields:
+            raise Failure(f"{EXPECTED.name}:{number}: needs ARCH LABEL/TEST :: REASON")
+        rows.append(fields.groups())
+    return rows
+
+
+def compare(runs, arch):
+    """
+    Results of comparing {variant: {label: {test: status}}}: the first variant is what the others
+    have to equal, test by test. Also returns the rows of a table of what differs.
+    """
+    base, *others = runs
+    known = expected()
+    results, rows = [], []
+    for other in others:
+        for label in runs[base]:
+            tests = dict.fromkeys([*runs[base][label], *runs[other].get(label, {})])
+            for test in tests:
+                name = f"{label}/{test}"
+                was = runs[base][label].get(test, "missing")
+                now = runs[other].get(label, {}).get(test, "missing")
+                reasons = [reason for where, pattern, reason in known
+                           if where in (arch, "all") and fnmatch.fnmatchcase(name, pattern)]
+                if was == now:
+                    results.append(Result(f"{other}/{name}", "passed"))
+                elif reasons:
+                    results.append(Result(f"{other}/{name}", "passed"))
+                    rows.append((name, base, was, other, now, f"expected: {reasons[0]}"))
+                else:
+                    results.append(Result(f"{other}/{name}", "failed",
+                                          f"{was} on {base}, {now} on {other}"))
+                    rows.append((name, base, was, other, now, "NOT EXPECTED"))
+    return results, rows
+
+
+def run_variant(guests, bench, image, name, mode, labels):
+    """One guest with all the programs. Returns the results of its tests, and what is wrong."""
+    run = guests.run(f"selftests-{name.replace(' ', '-')}", bench.kernel, image, mode,
+                     "avl.selftests=1 hugepages=16", GUEST_LIMIT)
+    found = parse(run.verdict)
+    # A selftest may provoke what counts as bad in ours: memory failure, for one.
+    faults = [fault for fault in run.faults() if "bad lines" not in fault]
+    bad = [line for line in guest.badness(run.console)
+           if not re.search(r"Memory failure|hwpoison|MCE|Huh VM_FAULT", line)]
+    if bad:
+        faults.append(f"{len(bad)} bad lines on the console, the first: {bad[0].strip()}")
+    faults += [f"{label} has no end" for label in labels if "exit" not in found.get(label, {})]
+    if faults:
+        run.show_end()
+    return found, [Result(f"selftests/{name}", "failed" if faults else "passed",
+                          "; ".join(faults), run.evidence() if faults else ())]
+
+
+def stage(toolchain, arch, variants, short):
+    """
+    The tests in one guest for each of `variants`: (name, bench, mode), the first of which is what
+    the others are held against.
+    """
+    tests = chosen(arch, short)
+    if not tests:
+        return []
+    guests = guest.Guests(toolchain, arch)
+    directory = build(toolchain, variants[0][1].kernel, arch, tests)
+    runs, results = {}, []
+    for name, bench, mode in variants:
+        image = initramfs(toolchain, bench.kernel, arch, bench, directory, tests)
+        with check.Stage(f"mm selftests, {arch}, {name}"):
+            runs[name], own = run_variant(guests, bench, image, name, mode,
+                                          [label for label, _ in tests])
+        results += own
+        count = sum(len(found) for found in runs[name].values())
+        say(f"{name}: {count} results of {len(tests)} programs")
+    compared, rows = compare(runs, arch)
+    table = ["| test | on | is | on | is | |", "|---|---|---|---|---|---|"]
+    table += [f"| {' | '.join(row)} |" for row in rows]
+    report = TOP / "build" / f"selftests-{arch}{'-short' if short else ''}.md"
+    report.write_text("\n".join(table) + "\n")
+    unexpected = sum(row[5] == "NOT EXPECTED" for row in rows)
+    same = len(compared) - len(rows)
+    print("\n".join(table[2:]))
+    print(f"mm selftests, {arch}: {len(compared)} results compared, {same} the same, "
+          f"{len(rows) - unexpected} differ as expected, {unexpected} differ; table: {report}")
+    return results + compared
+
+
+def full(toolchain, arch):
+    """make check-selftests: unpatched, patched without the module, off, on."""
+    base = check.Bench(toolchain, arch, "base", module=False)
+    patched = check.Bench(toolchain, arch)
+    results = stage(toolchain, arch, (("unpatched", base, "selftests"),
+                                      ("lazy off", patched, "selftests-off"),
+                                      ("lazy on", patched, "selftests-on")), short=False)
+    check.Stage.show()
+    return ktap.report(results, arch)
