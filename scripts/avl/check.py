@@ -145,11 +145,8 @@ class Bench:
                                       self.module and self.module.file, self.programs, log)
 
 
-def guest_check(guests, bench, mode, tests):
-    """The tests of a patched guest of one kind: 'check' or 'lazy'."""
-    variant = bench.kernel.variant
-    limit = common.number("TIMEOUT", TIMEOUTS[variant])
-    tests = tests if isinstance(tests, dict) else wanted(tests)
+def guest_options(mode, variant, tests, limit):
+    """What the kernel command line says to a guest of that kind: {test: cases}, seconds for one."""
     options = f"{tests_option(tests)} avl.limit={limit}"
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
@@ -160,8 +157,16 @@ def guest_check(guests, bench, mode, tests):
         for name in ("SEED", "GENERATIONS"):
             if common.setting(name):
                 options += f" avl.{name.lower()}={common.number(name, 0)}"
-    run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode, options,
-                     TIMEOUTS[variant])
+    return options
+
+
+def guest_check(guests, bench, mode, tests):
+    """The tests of a patched guest of one kind, 'check' or 'lazy': {test: cases} or names."""
+    variant = bench.kernel.variant
+    tests = tests if isinstance(tests, dict) else wanted(tests)
+    limit = common.number("TIMEOUT", TIMEOUTS[variant])
+    run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode,
+                     guest_options(mode, variant, tests, limit), TIMEOUTS[variant])
     results = guest.judge(run, tuple(tests), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()

@@ -82,7 +82,8 @@ def caught_in_guest(guests, mutant, kernel, initrd):
     """Boot a guest with the fault and run the one test; what was noticed, or None."""
     tests = check.wanted([mutant.test])
     run = guests.run(f"mutant-{mutant.name}", kernel, initrd, mutant.mode,
-                     f"{check.tests_option(tests)} avl.limit={TIMEOUTS[mutant.variant]}",
+                     check.guest_options(mutant.mode, mutant.variant, tests,
+                                         TIMEOUTS[mutant.variant]),
                      TIMEOUTS[mutant.variant])
     results = guest.judge(run, tuple(tests), kernel.source)
     failed = [r for r in results if r.status == "failed"]
@@ -100,7 +101,8 @@ def baseline(guests, bench, mutants, variant):
         if not tests:
             continue
         run = guests.run(f"no-mutant-{mode}-{variant}", bench.kernel, bench.initrd, mode,
-                         check.tests_option(tests), check.TIMEOUTS[variant])
+                         check.guest_options(mode, variant, tests, check.TIMEOUTS[variant]),
+                         check.TIMEOUTS[variant])
         judged = guest.judge(run, tuple(tests), bench.kernel.source)
         if any(r.status == "failed" for r in judged):
             run.show_end()
