@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from . import common, guest, ktap, source
+from . import common, guest, ktap, report, source
 from .common import TOP, Failure, say
 from .kernel import Kernel, Module
 from .ktap import Result
@@ -257,8 +257,15 @@ def check(toolchain, arch):
     if not common.setting("TESTS") and variant == "debug":
         with Stage("module of another configuration"):
             results += other_configuration(toolchain, guests, arch, bench)
+    return finish("check" if variant == "release" else f"check-{variant}", results, arch)
+
+
+def finish(target, results, arch, extra=None):
+    """Show what has run and how long it took, keep that for the report; the number of failures."""
     Stage.show()
-    return ktap.report(results, arch)
+    failures = ktap.report(results, arch)
+    report.save(target, arch, ktap.settle(results, arch), Stage.times, extra)
+    return failures
 
 
 def smoke(toolchain, arch):
@@ -269,8 +276,7 @@ def smoke(toolchain, arch):
     with Stage(f"smoke test, {arch}"):
         results = guest_check(guests, bench, "check", ("boot", "hook", "taint"))
         results += guest_check(guests, bench, "lazy", ("rmap", "cost", "taint"))
-    Stage.show()
-    return ktap.report(results, arch)
+    return finish("smoke", results, arch)
 
 
 def patches_check(toolchain, arch):
@@ -303,8 +309,7 @@ def patches_check(toolchain, arch):
             if any(r.status == "failed" for r in judged):
                 run.show_end()
             results += [Result(f"{name}/{r.name}", r.status, r.reason, r.evidence) for r in judged]
-    Stage.show()
-    return ktap.report(results, arch)
+    return finish("patches-check", results, arch)
 
 
 # The stages of check-full: a name, and the make command line.
@@ -332,7 +337,7 @@ def unpatched(toolchain, arch):
     if any(r.status == "failed" for r in judged):
         run.show_end()
     results += [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in judged]
-    return ktap.report(results, arch)
+    return finish("check-unpatched", results, arch)
 
 
 def tree_key():

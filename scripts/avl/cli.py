@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import check, common, guest, kernel, lint, mutants, selftests, source, workload
+from . import check, common, guest, kernel, lint, mutants, report, selftests, source, workload
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -104,6 +104,7 @@ COMMANDS = {
     "patches-check": (check.patches_check, True),
     "mutants": (mutants.mutants, True),
     "patches-apply": (lambda *_: source.apply_for_user(), False),
+    "report": (lambda *_: report.report(), False),
     "rustfmt": (lambda toolchain, _: lint.rustfmt(toolchain, check=False), True),
     "rustfmtcheck": (lambda toolchain, _: lint.rustfmt(toolchain), True),
     "clippy": (lint.clippy, True),

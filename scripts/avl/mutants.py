@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 
-from . import check, common, guest, ktap
+from . import check, common, guest
 from .common import TOP, Failure, say
 from .kernel import Module
 from .ktap import Result
@@ -147,7 +147,7 @@ def mutants(toolchain, arch):
     print("\n".join(table))
     print(f"{sum(row[2] != 'SURVIVED' for row in rows)} of {len(rows)} mutants were caught; "
           f"table: {TOP}/build/mutants.md")
-    return ktap.report(results, arch)
+    return check.finish("mutants", results, arch, {"Mutants": "\n".join(table)})
 
 
 def one(toolchain, arch, guests, bench, mutant):

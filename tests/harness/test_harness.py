@@ -13,8 +13,8 @@ from unittest import mock
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
-from avl import (check, cli, common, guest, kernel, ktap, mutants, source,  # noqa: E402
-                 toolchain, workload)
+from avl import (check, cli, common, guest, kernel, ktap, mutants, report,  # noqa: E402
+                 selftests, source, toolchain, workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -284,6 +284,64 @@ class Selection(unittest.TestCase):
     def test_each_mutant_has_a_header(self):
         for file in mutants.DIRECTORY.glob("*.patch"):
             mutants.Mutant(file)
+
+
+class Selftests(unittest.TestCase):
+    """The kernel's mm selftests: what is read of them, and what differs."""
+
+    TEXT = """## begin rmap
+TAP version 13
+1..3
+ok 1 rmap.a
+not ok 2 - rmap.b at 0x7f001000
+ok 3 rmap.c # SKIP no nodes
+# Totals: pass:1
+## end rmap 1 12
+## begin cow
+ok 1 same
+ok 2 same
+## end cow 124 240
+"""
+
+    def test_parse(self):
+        self.assertEqual(selftests.parse(self.TEXT), {
+            "rmap": {"rmap.a": "ok", "rmap.b at N": "not ok", "rmap.c": "SKIP",
+                     "exit": "not ok (1)"},
+            "cow": {"same": "ok", "same (2)": "ok", "exit": "TIMEOUT"}})
+
+    def test_a_difference_fails(self):
+        base = selftests.parse(self.TEXT)
+        same, rows = selftests.compare({"off": base, "on": base}, "x86_64")
+        self.assertEqual(([r.status for r in same], rows), (["passed"] * 7, []))
+        for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"), ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
+                         ("ok 1 rmap.a\n", ""), ("## end rmap 1", "## end rmap 0")):
+            other = selftests.parse(self.TEXT.replace(old, new, 1))
+            results, rows = selftests.compare({"off": base, "on": other}, "x86_64")
+            self.assertEqual([r.status for r in results].count("failed"), 1, new)
+            self.assertEqual(len(rows), 1)
+        # A program that did not run at all.
+        results, _ = selftests.compare({"off": base, "on": {"cow": base["cow"]}}, "x86_64")
+        self.assertEqual([r.status for r in results].count("failed"), 4)
+
+    def test_expected_differences_can_be_read(self):
+        for arch, _, reason in selftests.expected():
+            self.assertIn(arch, ("x86_64", "arm64", "all"))
+            self.assertTrue(reason)
+
+
+class Report(unittest.TestCase):
+    """The page of what was tried."""
+
+    def test_failures_stand_out(self):
+        record = {"target": "check", "arch": "x86_64", "commit": "c", "when": "w", "narrowed": {},
+                  "stages": [["a", 3], ["b", 4]], "counters": {"walk": 5}, "extra": {"T": "| x |"},
+                  "results": [["one", "passed", ""], ["two", "failed", "<why>"]]}
+        text = report.page([record])
+        self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 7 |", text)
+        self.assertIn("* check x86_64: two: <why>", text)
+        self.assertIn("| walk | 5 |", text)
+        self.assertIn("&lt;why&gt;", report.to_html(text))
+        self.assertEqual(report.to_html(text).count("<table>"), report.to_html(text).count("</table>"))
 
 
 class Refusals(unittest.TestCase):

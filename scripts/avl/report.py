@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make report: one page of what was tried, from what the last runs left behind."""
+
+import html
+import json
+import re
+import time
+
+from . import common
+from .common import TOP, Failure, say
+
+RESULTS = TOP / "build" / "results"
+OUTPUT = TOP / "build" / "report"
+# What a guest says at its end: how often the module went each way.
+COUNTER = re.compile(r"^avl: counter (\w+) (\d+)$", re.M)
+
+
+def commit():
+    """The commit that was tested, with a mark if the tree has changes."""
+    git = ["git", "-C", str(TOP)]
+    head = (common.output([*git, "rev-parse", "--short=12", "HEAD"]) or "no git").strip()
+    dirty = common.output([*git, "status", "--porcelain", "--untracked-files=no"])
+    return head + (" with changes" if dirty and dirty.strip() else "")
+
+
+def logs(arch, name):
+    """The logs of guests without a fault on purpose."""
+    return [log for log in sorted((TOP / "build").glob(f"{arch}/run/*/{name}"))
+            if not log.parent.name.startswith(("mutant-", "must-fail-"))]
+
+
+def save(target, arch, results, stages, extra=None):
+    """Keep what a run has found, for the page; the last run of a target counts."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    counters = {}
+    for console in logs(arch, "console.log"):
+        for name, value in COUNTER.findall(console.read_text(errors="replace")):
+            counters[name] = counters.get(name, 0) + int(value)
+    record = {
+        "target": target, "arch": arch, "commit": commit(),
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "narrowed": {name: common.setting(name) for name in
+                     ("TESTS", "MUTANTS", "SELFTESTS", "KSRC", "VARIANT") if common.setting(name)},
+        "stages": [(name, round(seconds)) for name, seconds in stages],
+        "results": [(r.name, r.status, r.reason) for r in results],
+        "counters": counters, "extra": extra or {},
+    }
+    (RESULTS / f"{target}-{arch}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def counts(record):
+    found = {"passed": 0, "failed": 0, "skipped": 0}
+    for _, status, _ in record["results"]:
+        found[status] = found.get(status, 0) + 1
+    return found
+
+
+def oracle_figures():
+    """What the oracle has looked at, over the verdicts that guests left."""
+    asked = folios = mappings = 0
+    for verdict in logs("*", "verdict.log"):
+        for text in re.findall(r"oracle: (\d+) folios, (\d+) mappings",
+                               verdict.read_text(errors="replace")):
+            asked += 1
+            folios += int(text[0])
+            mappings += int(text[1])
+    return asked, folios, mappings
+
+
+def page(records):
+    """The Markdown text."""
+    lines = ["# anon_vma_lazy: what was tried", ""]
+    versions = sorted({record["commit"] for record in records})
+    lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of its target.", ""]
+    lines += ["| target | arch | when | passed | failed | skipped | seconds | narrowed to |",
+              "|---|---|---|---|---|---|---|---|"]
+    for record in records:
+        found = counts(record)
+        narrowed = ", ".join(f"{k}={v}" for k, v in record["narrowed"].items())
+        lines.append(f"| {record['target']} | {record['arch']} | {record['when']} | "
+                     f"{found['passed']} | {found['failed']} | {found['skipped']} | "
+                     f"{sum(seconds for _, seconds in record['stages'])} | {narrowed} |")
+    asked, folios, mappings = oracle_figures()
+    lines += ["", f"The oracle was asked {asked} times in the guests whose logs are there: "
+              f"{folios} folios, {mappings} mappings.", ""]
+    failed = [(record, name, reason) for record in records
+              for name, status, reason in record["results"] if status == "failed"]
+    lines += ["## Failures", ""]
+    lines += [f"* {record['target']} {record['arch']}: {name}: {reason}"
+              for record, name, reason in failed] or ["None."]
+    for record in records:
+        for title, text in record["extra"].items():
+            lines += ["", f"## {title}, {record['arch']}", "", text]
+    totals = {}
+    for record in records:
+        for name, value in record["counters"].items():
+            totals.setdefault(name, {})[record["arch"]] = value
+    if totals:
+        arches = sorted({arch for values in totals.values() for arch in values})
+        lines += ["", "## How often the module went each way", "",
+                  "Counters of the module at the end of the guests; 0 is a way that no test went.", "",
+                  f"| counter | {' | '.join(arches)} |", f"|---|{'---|' * len(arches)}"]
+        lines += [f"| {name} | {' | '.join(str(values.get(arch, '-')) for arch in arches)} |"
+                  for name, values in sorted(totals.items())]
+    lines += ["", "## Stages", "", "| target | arch | stage | seconds |", "|---|---|---|---|"]
+    lines += [f"| {record['target']} | {record['arch']} | {name} | {seconds} |"
+              for record in records for name, seconds in record["stages"]]
+    lines += ["", "## Every result", ""]
+    for record in records:
+        lines += [f"### {record['target']}, {record['arch']}", ""]
+        lines += [f"* {status}: {name}{': ' + reason if reason else ''}"
+                  for name, status, reason in record["results"]]
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def to_html(text):
+    """The same as HTML: headings, tables, lists and paragraphs are all that there is."""
+    out = ["<!DOCTYPE html><meta charset=utf-8><title>anon_vma_lazy</title>",
+           "<style>body{font:14px sans-serif;margin:2em}td,th{border:1px solid #999;padding:2px 8px;"
+           "text-align:left}table{border-collapse:collapse}</style>"]
+    kind = None
+    ends = {"table": "</table>", "list": "</ul>", None: ""}
+    for line in text.splitlines():
+        now = "table" if line.startswith("|") else "list" if line.startswith("* ") else None
+        if now != kind:
+            out.append(ends[kind])
+            out.append({"table": "<table>", "list": "<ul>"}.get(now, ""))
+            kind = now
+        if now == "table":
+            cells = [html.escape(cell.strip()) for cell in line.strip("|").split("|")]
+            if not all(re.fullmatch("-+", cell) for cell in cells):
+                out.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        elif now == "list":
+            out.append(f"<li>{html.escape(line[2:])}</li>")
+        elif line.startswith("#"):
+            level = len(line) - len(line.lstrip("#"))
+            out.append(f"<h{level}>{html.escape(line.lstrip('# '))}</h{level}>")
+        elif line:
+            out.append(f"<p>{html.escape(line)}</p>")
+    return "\n".join([*out, ends[kind]]) + "\n"
+
+
+def report():
+    """Write the page, in both forms."""
+    files = sorted(RESULTS.glob("*.json"))
+    if not files:
+        raise Failure("nothing has run yet: make check first")
+    records = [json.loads(file.read_text()) for file in files]
+    text = page(records)
+    OUTPUT.with_suffix(".md").write_text(text)
+    OUTPUT.with_suffix(".html").write_text(to_html(text))
+    say(f"{OUTPUT}.md and {OUTPUT}.html, from {len(records)} runs")
+    return 0
