@@ -7,6 +7,9 @@
 mod pure;
 
 #[cfg(test)]
+mod protocol;
+
+#[cfg(test)]
 mod threads {
     use crate::pure::{
         counters::{
