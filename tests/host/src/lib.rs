@@ -7,7 +7,13 @@
 mod pure;
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod protocol;
+
+#[cfg(test)]
+mod sequences;
 
 #[cfg(test)]
 mod threads {

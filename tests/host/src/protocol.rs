@@ -230,6 +230,7 @@ impl Root {
         while old != 0 {
             match self.count.compare_exchange(old, old + 1, AcqRel, Relaxed) {
                 Ok(_) => {
+                    // An atomic of the kernel that is fully ordered.
                     if full {
                         fence(SeqCst);
                     }
@@ -400,6 +401,9 @@ impl World {
     }
 
     /// `MADV_DONTNEED`, and the page table is freed with the page: no lock of the root.
+    ///
+    /// The release stands for unlock before lock on one CPU, of which C11 makes nothing: what fork
+    /// wrote under page table locks comes before what is written under the next one.
     fn reclaim_table(&self, mm: usize) {
         self.zap(mm);
         self.mm(mm).table.store(false, Release);
