@@ -5,6 +5,7 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TESTS SEED ROUNDS GENERATIONS VARIANT TOOLCHAIN
+export PROPTEST_CASES LOOM_MAX_PREEMPTIONS
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
