@@ -182,6 +182,10 @@ impl Root {
     }
 
     /// Takes a reference, unless the count is zero. Any context.
+    ///
+    /// Fully ordered: what a walk has read of a parent's page tables without their lock comes before
+    /// what it reads of the child's. Pairs with fork, which copies the one to the other, and with
+    /// who frees the parent's page table then (`Documentation/locking.rst`).
     #[inline]
     fn try_get(&self) -> bool {
         let count = self.refcount();

@@ -24,6 +24,8 @@ RELEASE_TESTS = ("cost",)
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5}
+# What the host tests take from the environment.
+HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "PROPTEST_MAX_SHRINK_ITERS", "LOOM_MAX_PREEMPTIONS")
 
 
 def wanted(names):
@@ -86,9 +88,11 @@ def host_tests(toolchain):
     log = common.log_path("host-tests")
     log.write_text("")
     try:
+        # The toolchain may clear the environment: hand on what prolongs or repeats a run.
+        env = {name: os.environ[name] for name in HOST_SETTINGS if os.environ.get(name)}
         toolchain.run(["cargo", "test", "--locked", "--manifest-path",
-                       TOP / "tests/host/Cargo.toml"], log, "host tests",
-                      env={"CARGO_TARGET_DIR": TOP / "build/host"})
+                       TOP / "tests/host/Cargo.toml", "--", "--show-output"], log, "host tests",
+                      env={**env, "CARGO_TARGET_DIR": TOP / "build/host"})
         failure = None
     except Failure as error:
         failure = error
@@ -97,6 +101,8 @@ def host_tests(toolchain):
     for name, verdict in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (\w+)", text, re.M):
         status = {"ok": "passed", "ignored": "skipped"}.get(verdict, "failed")
         results.append(Result(f"host/{name}", status, "" if status == "passed" else str(log)))
+    for figures in re.findall(r"^figures: (.*)", text, re.M):
+        say(f"host: {figures}")
     warnings = re.findall(r"^warning: .*", text, re.M)
     if warnings:
         results.append(Result("host/no-warnings", "failed", warnings[0]))

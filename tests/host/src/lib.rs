@@ -7,6 +7,15 @@
 mod pure;
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
+mod protocol;
+
+#[cfg(test)]
+mod sequences;
+
+#[cfg(test)]
 mod threads {
     use crate::pure::{
         counters::{

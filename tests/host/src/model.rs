@@ -1,0 +1,1551 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Processes, VMAs, page tables and folios, and random operations on them.
+//!
+//! What is decided in the module is decided by the module's own code here: the state of a VMA, what
+//! becomes of a copy, what fork does, what is natural, the list of children and the order of a
+//! walk. The rest is as simple as it can be: a page table is a map, a lock is not there.
+//!
+//! An operation that takes its time in the kernel is made of steps (fork, exit, munmap, mremap,
+//! migration; a walk visits one root in a step), and steps of different processes mix. After each
+//! of them each folio is walked, and what the walk finds is compared with what all page tables say.
+
+use crate::pure::{
+    family::{
+        self,
+        Children,
+        Family,
+        Link,
+        Member, //
+    },
+    mode::{
+        Mode,
+        ModeCell, //
+    },
+    natural::is_natural,
+    state::{
+        self,
+        Anon,
+        Attach,
+        Chain,
+        Fork,
+        State,
+        MAX_ORPHANS, //
+    },
+};
+use std::{
+    cell::{
+        Cell,
+        RefCell, //
+    },
+    collections::{
+        BTreeMap,
+        BTreeSet, //
+    },
+    ptr::NonNull, //
+};
+
+/// Pages that an mm has.
+const SPAN: usize = 32;
+/// Pages of a large folio.
+const LARGE: usize = 4;
+/// Live processes that there are at most.
+const PROCESSES: usize = 6;
+
+type MmId = usize;
+type VmaId = usize;
+type RootId = usize;
+type FolioId = usize;
+/// What failed, in words.
+pub(super) type Outcome = Result<(), String>;
+
+/// A rule that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wrong {
+    /// A walk visits the first root only.
+    NoChildren,
+    /// A walk visits children before their parents.
+    ChildrenFirst,
+    /// Fork gives the child a root without a parent.
+    NoParent,
+    /// Fork copies page tables before the child's root is on the list.
+    CopyBeforeLink,
+    /// Every VMA counts as natural.
+    AlwaysNatural,
+    /// A copy is lazy, whatever it is a copy of and wherever it is.
+    CopyNeverLinked,
+    /// munmap takes Lazy VMAs out of the tree without putting them on the list.
+    NoDetachingList,
+    /// exit leaves the root before it zaps.
+    DetachBeforeZap,
+    /// A shared page that comes back from swap names the root of who faulted.
+    SwapInNamesOwnRoot,
+    /// A lookup takes a VMA of another mm.
+    MmNotChecked,
+    /// A lookup takes a VMA whose list head is not empty.
+    ChainNotChecked,
+    /// A lookup ends at the first VMA.
+    FirstVmaOnly,
+    /// The copy of a foreign VMA is attached to the child's own root.
+    ForeignForgotten,
+    /// Restoring stops when as many pages were restored as the folio has.
+    StopWithoutProof,
+    /// Unmapping stops when one page was unmapped.
+    StopAfterOne,
+}
+
+impl Wrong {
+    pub(super) const ALL: [Wrong; 15] = [
+        Wrong::NoChildren,
+        Wrong::ChildrenFirst,
+        Wrong::NoParent,
+        Wrong::CopyBeforeLink,
+        Wrong::AlwaysNatural,
+        Wrong::CopyNeverLinked,
+        Wrong::NoDetachingList,
+        Wrong::DetachBeforeZap,
+        Wrong::SwapInNamesOwnRoot,
+        Wrong::MmNotChecked,
+        Wrong::ChainNotChecked,
+        Wrong::FirstVmaOnly,
+        Wrong::ForeignForgotten,
+        Wrong::StopWithoutProof,
+        Wrong::StopAfterOne,
+    ];
+}
+
+/// A page table entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pte {
+    /// Page `.1` of a folio; `.2`: exclusive.
+    Page(FolioId, usize, bool),
+    /// The same, while it migrates.
+    Migration(FolioId, usize, bool),
+    /// A slot; `.1`: exclusive.
+    Swap(usize, bool),
+}
+
+/// `vma->anon_vma`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Av {
+    None,
+    Root(RootId),
+    Regular,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Vma {
+    mm: MmId,
+    start: usize,
+    end: usize,
+    /// The anonymous page offset of `start`.
+    pgoff: usize,
+    anon: Av,
+    chain: Chain,
+    wipe: bool,
+}
+
+/// A task of an mm that holds `mmap_lock` for writing, and where it is.
+#[derive(Debug)]
+enum Busy {
+    /// munmap: VMAs are marked, leave the tree, are zapped and unlinked.
+    Mark(Vec<VmaId>, bool),
+    Remove(Vec<VmaId>),
+    Zap(Vec<VmaId>),
+    Unlink(Vec<VmaId>),
+    /// fork: the child, VMAs that are left, and when it fails.
+    Fork(MmId, Vec<VmaId>, usize),
+    /// A VMA of fork that is in the child's tree, and whose page table is not copied yet.
+    Copy(MmId, Vec<VmaId>, usize, VmaId),
+    /// A fork that failed: the child is zapped, unlinked, detached.
+    Fail(MmId, usize),
+    /// mremap: source, target of the first page, next page, length, and whether the source stays.
+    Move(VmaId, usize, usize, usize, bool),
+    Exit(usize),
+}
+
+#[derive(Debug, Default)]
+struct Mm {
+    tree: BTreeMap<usize, VmaId>,
+    ptes: BTreeMap<usize, Pte>,
+    root: Option<RootId>,
+    busy: Option<Busy>,
+    /// Fork has finished it.
+    born: bool,
+    live: bool,
+}
+
+impl Mm {
+    /// The mm of a process without a parent.
+    fn first() -> Self {
+        Self {
+            born: true,
+            live: true,
+            ..Self::default()
+        }
+    }
+}
+
+struct Root {
+    id: RootId,
+    link: Link<Root>,
+    children: RefCell<Children<Root>>,
+    up: Option<RootId>,
+    mm: Option<MmId>,
+    refs: Cell<usize>,
+    /// The interval tree, in the order of insertion.
+    linked: Vec<VmaId>,
+    detaching: Vec<VmaId>,
+    freed: bool,
+}
+
+// SAFETY: The link is a field.
+unsafe impl Member for Root {
+    fn link(&self) -> &Link<Self> {
+        &self.link
+    }
+}
+
+#[derive(Debug)]
+struct Folio {
+    /// `folio->mapping`, unless that is an ordinary `anon_vma`.
+    root: Option<RootId>,
+    index: usize,
+    pages: usize,
+    locked: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    count: usize,
+    cache: Option<(FolioId, usize)>,
+}
+
+/// A walk in the middle of a migration: `cur` has not been visited yet.
+struct Migration {
+    folio: FolioId,
+    restore: bool,
+    cur: Option<RootId>,
+    exclusive: usize,
+    restored: usize,
+}
+
+pub(super) struct World {
+    wrong: Option<Wrong>,
+    mode: ModeCell,
+    mms: Vec<Mm>,
+    vmas: Vec<Option<Vma>>,
+    #[expect(clippy::vec_box, reason = "members of lists must not move")]
+    roots: Vec<Box<Root>>,
+    dead: RefCell<Vec<RootId>>,
+    folios: Vec<Folio>,
+    slots: Vec<Slot>,
+    migrations: Vec<Migration>,
+    pub(super) counts: Counts,
+}
+
+/// What was done, to see that the operations do something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) steps: u64,
+    pub(super) walks: u64,
+    pub(super) mappings: u64,
+    pub(super) forks: u64,
+    pub(super) exits: u64,
+    pub(super) unmaps: u64,
+    pub(super) moves: u64,
+    pub(super) splits: u64,
+    pub(super) merges: u64,
+    pub(super) migrations: u64,
+    pub(super) swaps: u64,
+    pub(super) foreign: u64,
+    pub(super) deepest: usize,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Counts) {
+        self.steps += other.steps;
+        self.walks += other.walks;
+        self.mappings += other.mappings;
+        self.forks += other.forks;
+        self.exits += other.exits;
+        self.unmaps += other.unmaps;
+        self.moves += other.moves;
+        self.splits += other.splits;
+        self.merges += other.merges;
+        self.migrations += other.migrations;
+        self.swaps += other.swaps;
+        self.foreign += other.foreign;
+        self.deepest = self.deepest.max(other.deepest);
+    }
+
+    /// Whether there was some of each.
+    pub(super) fn nothing_idle(&self) -> bool {
+        let some = [
+            self.steps,
+            self.walks,
+            self.mappings,
+            self.forks,
+            self.exits,
+            self.unmaps,
+            self.moves,
+            self.splits,
+            self.merges,
+            self.migrations,
+            self.swaps,
+            self.foreign,
+        ];
+        some.iter().all(|&count| count > 0) && self.deepest > 2
+    }
+}
+
+/// What an operation does; its numbers pick a process, an address, a length...
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Mmap,
+    MmapWipe,
+    Fault,
+    FaultLarge,
+    Write,
+    SwapIn,
+    Fork,
+    Exit,
+    Munmap,
+    MunmapFails,
+    Split,
+    Merge,
+    Mremap,
+    MremapKeep,
+    MoveHome,
+    UffdMove,
+    SwapOut,
+    DropCache,
+    Migrate,
+    Step,
+    Finish,
+    Mode,
+    Chain,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Op {
+    pub(super) kind: Kind,
+    pub(super) a: u8,
+    pub(super) b: u8,
+    pub(super) c: u8,
+}
+
+/// The tree of roots as a walk sees it.
+struct Tree<'a>(&'a World);
+
+impl Family for Tree<'_> {
+    type Root = RootId;
+
+    fn parent(&self, root: RootId) -> Option<RootId> {
+        self.0.roots[root].up
+    }
+
+    fn pin_child(&self, parent: RootId, after: Option<RootId>) -> Option<RootId> {
+        let after = after.map(|root| NonNull::from(&*self.0.roots[root]));
+        let list = self.0.roots[parent].children.borrow();
+        // SAFETY: Roots live as long as the world; `after` or a descendant is pinned.
+        let child = unsafe {
+            list.pin_next(after, |root| {
+                let refs = root.refs.get();
+                root.refs.set(refs + usize::from(refs != 0));
+                refs != 0
+            })
+        };
+        // SAFETY: As above.
+        child.map(|root| unsafe { root.as_ref() }.id)
+    }
+}
+
+impl World {
+    pub(super) fn new(wrong: Option<Wrong>) -> Self {
+        let world = Self {
+            wrong,
+            mode: ModeCell::new(),
+            mms: vec![Mm::first()],
+            vmas: Vec::new(),
+            roots: Vec::new(),
+            dead: RefCell::default(),
+            folios: Vec::new(),
+            slots: Vec::new(),
+            migrations: Vec::new(),
+            counts: Counts::default(),
+        };
+        world.mode.set(Mode::On);
+        world
+    }
+
+    fn is_wrong(&self, wrong: Wrong) -> bool {
+        self.wrong == Some(wrong)
+    }
+
+    fn vma(&self, id: VmaId) -> &Vma {
+        self.vmas[id].as_ref().expect("a VMA that is used exists")
+    }
+
+    fn vma_mut(&mut self, id: VmaId) -> &mut Vma {
+        self.vmas[id].as_mut().expect("a VMA that is used exists")
+    }
+
+    fn add_vma(&mut self, vma: Vma) -> VmaId {
+        self.vmas.push(Some(vma));
+        self.vmas.len() - 1
+    }
+
+    fn natural(&self, vma: &Vma) -> bool {
+        self.is_wrong(Wrong::AlwaysNatural) || is_natural(vma.pgoff, vma.start << 12, 12)
+    }
+
+    fn state(&self, id: VmaId) -> State {
+        let vma = self.vma(id);
+        let anon = match vma.anon {
+            Av::None => Anon::None,
+            Av::Regular => Anon::Regular,
+            Av::Root(root) if self.mms[vma.mm].root == Some(root) => Anon::Own,
+            Av::Root(_) => Anon::Foreign,
+        };
+        state::decode(anon, vma.chain).expect("no transition leads here")
+    }
+
+    /// The VMA in the tree of `mm` that covers `page`.
+    fn find(&self, mm: MmId, page: usize) -> Option<VmaId> {
+        self.lookup(mm, page, page)
+    }
+
+    /// The first VMA in the tree of `mm` that covers one of the pages.
+    fn lookup(&self, mm: MmId, first: usize, last: usize) -> Option<VmaId> {
+        let tree = &self.mms[mm].tree;
+        let before = tree.range(..=first).next_back();
+        before
+            .filter(|(_, &id)| self.vma(id).end > first)
+            .or_else(|| tree.range(first..=last).next())
+            .map(|(_, &id)| id)
+    }
+
+    // The module: policy.rs, root.rs, vma.rs.
+
+    fn new_root(&mut self, mm: MmId, up: Option<RootId>) -> RootId {
+        let id = self.roots.len();
+        let up = up.filter(|_| !self.is_wrong(Wrong::NoParent));
+        self.roots.push(Box::new(Root {
+            id,
+            link: Link::new(),
+            children: RefCell::new(Children::new()),
+            up,
+            mm: Some(mm),
+            refs: Cell::new(1),
+            linked: Vec::new(),
+            detaching: Vec::new(),
+            freed: false,
+        }));
+        if let Some(up) = up {
+            self.get(up);
+            let child = NonNull::from(&*self.roots[id]);
+            // SAFETY: In no list yet; boxes do not move, and live as long as the world.
+            unsafe { self.roots[up].children.borrow_mut().push_front(child) };
+            let depth = std::iter::successors(Some(id), |&root| self.roots[root].up).count();
+            self.counts.deepest = self.counts.deepest.max(depth);
+        }
+        self.mms[mm].root = Some(id);
+        id
+    }
+
+    fn get(&self, root: RootId) {
+        let refs = &self.roots[root].refs;
+        refs.set(refs.get() + 1);
+    }
+
+    fn put(&self, root: RootId) {
+        let refs = &self.roots[root].refs;
+        refs.set(refs.get() - 1);
+        if refs.get() == 0 {
+            self.dead.borrow_mut().push(root);
+        }
+    }
+
+    /// The work item.
+    fn work(&mut self) -> Outcome {
+        loop {
+            let Some(id) = self.dead.borrow_mut().pop() else {
+                return Ok(());
+            };
+            let root = &self.roots[id];
+            let used = root.mm.is_some()
+                || !root.linked.is_empty()
+                || !root.detaching.is_empty()
+                || !root.children.borrow().is_empty();
+            if used || root.freed || root.refs.get() != 0 {
+                return Err(format!("root {id} is freed while in use"));
+            }
+            let up = root.up;
+            if let Some(up) = up {
+                let member = NonNull::from(&**root);
+                // SAFETY: `new_root()` put it there.
+                unsafe { self.roots[up].children.borrow_mut().remove(member) };
+            }
+            self.roots[id].freed = true;
+            if let Some(up) = up {
+                self.put(up);
+            }
+        }
+    }
+
+    fn orphans(&self, root: RootId) -> usize {
+        std::iter::successors(Some(root), |&root| self.roots[root].up)
+            .filter(|&root| self.roots[root].mm.is_none())
+            .count()
+    }
+
+    fn attach(&mut self, id: VmaId, how: Attach, root: RootId) {
+        let vma = *self.vma(id);
+        let natural = self.natural(&vma) || self.is_wrong(Wrong::CopyNeverLinked);
+        self.vma_mut(id).anon = Av::Root(root);
+        if how == Attach::Lazy && natural {
+            return;
+        }
+        self.vma_mut(id).chain = Chain::Links;
+        self.roots[root].linked.push(id);
+        if self.mms[vma.mm].root != Some(root) {
+            self.get(root);
+            self.counts.foreign += 1;
+        }
+    }
+
+    /// `policy::first_fault()`.
+    fn prepare(&mut self, id: VmaId) {
+        let vma = *self.vma(id);
+        if vma.anon != Av::None {
+            return;
+        }
+        let root = match self.mms[vma.mm].root {
+            Some(root) => root,
+            None if self.mode.get() == Mode::Off => {
+                self.vma_mut(id).anon = Av::Regular;
+                return;
+            }
+            None => self.new_root(vma.mm, None),
+        };
+        let how = if self.natural(&vma) {
+            Attach::Lazy
+        } else {
+            Attach::Link
+        };
+        self.attach(id, how, root);
+    }
+
+    /// `policy::clone()`.
+    fn clone_anon(&mut self, dst: VmaId, src: VmaId, remap: bool) {
+        match self.vma(src).anon {
+            Av::None => (),
+            Av::Regular => self.vma_mut(dst).anon = Av::Regular,
+            Av::Root(root) => {
+                let natural = self.natural(self.vma(dst));
+                let how = match self.wrong {
+                    Some(Wrong::CopyNeverLinked) => Attach::Lazy,
+                    _ => state::copy(self.state(src), natural, remap),
+                };
+                self.attach(dst, how, root);
+            }
+        }
+    }
+
+    /// `policy::fork()`.
+    fn fork_anon(&mut self, child: VmaId, parent: VmaId) {
+        let (mm, pmm) = (self.vma(child).mm, self.vma(parent).mm);
+        match self.vma(parent).anon {
+            Av::None => (),
+            Av::Regular => self.vma_mut(child).anon = Av::Regular,
+            Av::Root(root) => {
+                let own = self.mms[pmm].root == Some(root);
+                let has_root = self.mms[mm].root.is_some();
+                let orphans = if own && !has_root {
+                    self.orphans(root)
+                } else {
+                    0
+                };
+                let natural = self.natural(self.vma(child));
+                let own = own || self.is_wrong(Wrong::ForeignForgotten);
+                match state::fork(self.state(parent), own, has_root, orphans, natural) {
+                    Fork::Own(how) => {
+                        let root = match self.mms[mm].root {
+                            Some(root) => root,
+                            None => self.new_root(mm, Some(root)),
+                        };
+                        self.attach(child, how, root);
+                    }
+                    Fork::Foreign => self.attach(child, Attach::Link, root),
+                }
+            }
+        }
+    }
+
+    /// `policy::unlink()`.
+    fn unlink(&mut self, id: VmaId) {
+        let vma = *self.vma(id);
+        if let Av::Root(root) = vma.anon {
+            match self.state(id) {
+                State::Linked => {
+                    self.roots[root].linked.retain(|&other| other != id);
+                    if self.mms[vma.mm].root != Some(root) {
+                        self.put(root);
+                    }
+                }
+                State::Detaching => self.roots[root].detaching.retain(|&other| other != id),
+                _ => (),
+            }
+        }
+        let vma = self.vma_mut(id);
+        vma.anon = Av::None;
+        vma.chain = Chain::Empty;
+    }
+
+    // The walk: walk.rs.
+
+    /// The VMAs that a visit of `root` finds, for `pages` pages from `index`.
+    fn visit(&self, root: RootId, index: usize, pages: usize) -> Vec<VmaId> {
+        let last = index + pages - 1;
+        let meets = |first: usize, end: usize| first <= last && end > index;
+        let root = &self.roots[root];
+        let mut seen = Vec::new();
+
+        if let Some(mm) = root.mm {
+            let mut at = index;
+            while at <= last {
+                let Some(id) = self.lookup(mm, at, last) else {
+                    break;
+                };
+                let vma = self.vma(id);
+                let empty = vma.chain == Chain::Empty || self.is_wrong(Wrong::ChainNotChecked);
+                let here = vma.mm == mm && vma.anon == Av::Root(root.id)
+                    || self.is_wrong(Wrong::MmNotChecked) && vma.anon != Av::None;
+                if here && empty && self.natural(vma) {
+                    seen.push(id);
+                }
+                at = vma.end;
+                if self.is_wrong(Wrong::FirstVmaOnly) {
+                    break;
+                }
+            }
+        }
+        for &id in &root.linked {
+            let vma = self.vma(id);
+            if meets(vma.pgoff, vma.pgoff + (vma.end - vma.start)) {
+                seen.push(id);
+            }
+        }
+        for &id in &root.detaching {
+            let vma = self.vma(id);
+            if meets(vma.start, vma.end) {
+                seen.push(id);
+            }
+        }
+        seen
+    }
+
+    /// What `rmap_one` finds: the places in `vma` that have a page of the folio.
+    fn places(&self, vma: VmaId, folio: FolioId) -> Vec<(MmId, usize)> {
+        let vma = self.vma(vma);
+        let Folio { index, pages, .. } = self.folios[folio];
+        (0..pages)
+            .filter(|page| (index + page).wrapping_sub(vma.pgoff) < vma.end - vma.start)
+            .map(|page| (page, vma.start + index + page - vma.pgoff))
+            .filter(|&(page, at)| match self.mms[vma.mm].ptes.get(&at) {
+                Some(&(Pte::Page(f, p, _) | Pte::Migration(f, p, _))) => (f, p) == (folio, page),
+                _ => false,
+            })
+            .map(|(_, at)| (vma.mm, at))
+            .collect()
+    }
+
+    /// Where all page tables say that the folio is.
+    fn scan(&self, folio: FolioId) -> Vec<(MmId, usize)> {
+        let mut found = Vec::new();
+        for (id, mm) in self.mms.iter().enumerate() {
+            for (&at, pte) in &mm.ptes {
+                if matches!(pte, Pte::Page(f, ..) | Pte::Migration(f, ..) if *f == folio) {
+                    found.push((id, at));
+                }
+            }
+        }
+        found
+    }
+
+    fn mapped(&self, folio: FolioId) -> usize {
+        let ptes = self.mms.iter().flat_map(|mm| mm.ptes.values());
+        ptes.filter(|pte| matches!(pte, Pte::Page(f, ..) if *f == folio))
+            .count()
+    }
+
+    fn order(&self, start: RootId) -> Vec<RootId> {
+        let mut order = vec![start];
+        if self.is_wrong(Wrong::NoChildren) {
+            return order;
+        }
+        let mut cur = start;
+        while let Some(next) = family::successor(&Tree(self), start, cur) {
+            if cur != start {
+                self.put(cur);
+            }
+            cur = next;
+            order.push(cur);
+        }
+        if cur != start {
+            self.put(cur);
+        }
+        order
+    }
+
+    /// Walks every folio, and compares.
+    fn judge(&mut self) -> Outcome {
+        let mut ptes: BTreeMap<FolioId, Vec<(MmId, usize)>> = BTreeMap::new();
+        for (id, mm) in self.mms.iter().enumerate() {
+            for (&at, pte) in &mm.ptes {
+                if let Pte::Page(folio, ..) | Pte::Migration(folio, ..) = *pte {
+                    ptes.entry(folio).or_default().push((id, at));
+                }
+            }
+        }
+        for (folio, wanted) in ptes {
+            let Folio {
+                root, index, pages, ..
+            } = self.folios[folio];
+            let Some(root) = root else { continue };
+            if self.roots[root].freed {
+                return Err(format!(
+                    "folio {folio} is mapped, and its root {root} is free"
+                ));
+            }
+            let mut found = Vec::new();
+            for root in self.order(root) {
+                for vma in self.visit(root, index, pages) {
+                    found.extend(self.places(vma, folio));
+                }
+            }
+            found.sort_unstable();
+            self.counts.walks += 1;
+            self.counts.mappings += wanted.len() as u64;
+            if found != wanted {
+                return Err(format!(
+                    "folio {folio}, root {root}, index {index}: \
+                     the walk finds {found:?}, page tables have {wanted:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory management, as simple as it can be.
+impl World {
+    /// An mm that can do something new.
+    fn pick(&self, a: u8) -> Option<MmId> {
+        let idle = |mm: &Mm| mm.live && mm.born && mm.busy.is_none();
+        let idle: Vec<MmId> = (0..self.mms.len())
+            .filter(|&id| idle(&self.mms[id]))
+            .collect();
+        (!idle.is_empty()).then(|| idle[a as usize % idle.len()])
+    }
+
+    fn living(&self) -> usize {
+        self.mms.iter().filter(|mm| mm.live).count()
+    }
+
+    /// A page of `mm` that has a VMA.
+    fn place(&self, mm: MmId, b: u8) -> usize {
+        let vmas = self.mms[mm].tree.values().map(|&id| self.vma(id));
+        let pages: Vec<usize> = vmas.flat_map(|vma| vma.start..vma.end).collect();
+        pages
+            .get(b as usize % pages.len().max(1))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Where `len` pages are free, from `start` on.
+    fn room(&self, mm: MmId, start: usize, len: usize) -> usize {
+        let free = (start..SPAN).find(|&at| self.is_free(mm, at, len));
+        free.unwrap_or(start)
+    }
+
+    fn is_free(&self, mm: MmId, start: usize, len: usize) -> bool {
+        start + len <= SPAN && self.lookup(mm, start, start + len - 1).is_none()
+    }
+
+    fn mmap(&mut self, mm: MmId, start: usize, len: usize, wipe: bool) {
+        if !self.is_free(mm, start, len) {
+            return;
+        }
+        let id = self.add_vma(Vma {
+            mm,
+            start,
+            end: start + len,
+            pgoff: start,
+            anon: Av::None,
+            chain: Chain::Empty,
+            wipe,
+        });
+        self.mms[mm].tree.insert(start, id);
+    }
+
+    fn split_at(&mut self, mm: MmId, page: usize) {
+        let Some(old) = self.find(mm, page) else {
+            return;
+        };
+        let vma = *self.vma(old);
+        if vma.start == page {
+            return;
+        }
+        let new = self.add_vma(Vma {
+            start: page,
+            pgoff: vma.pgoff + (page - vma.start),
+            anon: Av::None,
+            chain: Chain::Empty,
+            ..vma
+        });
+        self.clone_anon(new, old, false);
+        self.vma_mut(old).end = page;
+        self.mms[mm].tree.insert(page, new);
+        self.counts.splits += 1;
+    }
+
+    fn mergeable(&self, prev: VmaId, next: VmaId) -> bool {
+        let (prev, next) = (self.vma(prev), self.vma(next));
+        prev.end == next.start
+            && prev.pgoff + (prev.end - prev.start) == next.pgoff
+            && prev.wipe == next.wipe
+    }
+
+    /// Merges the VMAs before and behind `page`, into the one or into the other.
+    fn merge_at(&mut self, mm: MmId, page: usize, into_prev: bool) {
+        let prev = page.checked_sub(1).and_then(|page| self.find(mm, page));
+        let (Some(prev), Some(next)) = (prev, self.find(mm, page)) else {
+            return;
+        };
+        if prev == next || !self.mergeable(prev, next) {
+            return;
+        }
+        let (old, new) = (*self.vma(prev), *self.vma(next));
+        if old.anon != new.anon && old.anon != Av::None && new.anon != Av::None {
+            return;
+        }
+        let (to, from) = if into_prev {
+            (prev, next)
+        } else {
+            (next, prev)
+        };
+        if self.vma(to).anon == Av::None {
+            self.clone_anon(to, from, false);
+        }
+        self.unlink(from);
+        let tree = &mut self.mms[mm].tree;
+        tree.remove(&new.start);
+        tree.insert(old.start, to);
+        let vma = self.vma_mut(to);
+        (vma.start, vma.end, vma.pgoff) = (old.start, new.end, old.pgoff);
+        self.vmas[from] = None;
+        self.counts.merges += 1;
+    }
+
+    fn add_folio(&mut self, vma: VmaId, at: usize, pages: usize, top: bool) -> FolioId {
+        let vma = self.vma(vma);
+        let root = match vma.anon {
+            Av::Root(mut root) => {
+                while let Some(up) = self.roots[root].up.filter(|_| top) {
+                    root = up;
+                }
+                Some(root)
+            }
+            _ => None,
+        };
+        let index = vma.pgoff + (at - vma.start);
+        self.folios.push(Folio {
+            root,
+            index,
+            pages,
+            locked: false,
+        });
+        self.folios.len() - 1
+    }
+
+    fn cached(&self, folio: FolioId) -> bool {
+        let holds = |slot: &Slot| slot.cache.is_some_and(|(cached, _)| cached == folio);
+        self.slots.iter().any(holds)
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        self.slots[slot].count -= 1;
+        if self.slots[slot].count == 0 {
+            self.slots[slot].cache = None;
+        }
+    }
+
+    fn fault(&mut self, mm: MmId, at: usize, write: bool, large: bool) -> Outcome {
+        let Some(id) = self.find(mm, at) else {
+            return Ok(());
+        };
+        self.prepare(id);
+        let vma = *self.vma(id);
+        match self.mms[mm].ptes.get(&at).copied() {
+            None => {
+                let start = at / LARGE * LARGE;
+                let fits = start >= vma.start && start + LARGE <= vma.end;
+                let empty = self.mms[mm]
+                    .ptes
+                    .range(start..start + LARGE)
+                    .next()
+                    .is_none();
+                let (start, pages) = if large && fits && empty {
+                    (start, LARGE)
+                } else {
+                    (at, 1)
+                };
+                let folio = self.add_folio(id, start, pages, false);
+                let ptes = (0..pages).map(|page| (start + page, Pte::Page(folio, page, true)));
+                self.mms[mm].ptes.extend(ptes);
+            }
+            Some(Pte::Page(folio, page, false)) if write && !self.folios[folio].locked => {
+                let places = self.scan(folio);
+                let small = self.folios[folio].pages == 1;
+                let alone = places.iter().all(|place| place.0 == mm) && !self.cached(folio);
+                // A large folio that is reused keeps the root that it names.
+                let pte = if alone && (places.len() == 1 || !small) {
+                    if let (Av::Root(root), true) = (vma.anon, small) {
+                        self.folios[folio].root = Some(root);
+                    }
+                    Pte::Page(folio, page, true)
+                } else {
+                    Pte::Page(self.add_folio(id, at, 1, false), 0, true)
+                };
+                self.mms[mm].ptes.insert(at, pte);
+            }
+            Some(Pte::Swap(slot, exclusive)) => {
+                let (folio, page) = match self.slots[slot].cache {
+                    Some((folio, _)) if self.folios[folio].locked => return Ok(()),
+                    Some(cached) => cached,
+                    None => {
+                        let top = !exclusive && !self.is_wrong(Wrong::SwapInNamesOwnRoot);
+                        let new = (self.add_folio(id, at, 1, top), 0);
+                        self.slots[slot].cache = Some(new);
+                        new
+                    }
+                };
+                self.related(folio, &vma)?;
+                self.drop_slot(slot);
+                let pte = Pte::Page(folio, page, exclusive);
+                self.mms[mm].ptes.insert(at, pte);
+                self.counts.swaps += 1;
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+
+    /// A folio of the swap cache names the VMA's root or one of its ancestors.
+    fn related(&self, folio: FolioId, vma: &Vma) -> Outcome {
+        let (Some(root), Av::Root(own)) = (self.folios[folio].root, vma.anon) else {
+            return Ok(());
+        };
+        let mut line = std::iter::successors(Some(own), |&root| self.roots[root].up);
+        if line.any(|other| other == root) && !self.roots[root].freed {
+            return Ok(());
+        }
+        Err(format!(
+            "folio {folio} comes back to root {own}, and names {root}"
+        ))
+    }
+
+    fn zap(&mut self, mm: MmId, start: usize, end: usize) {
+        let gone: Vec<usize> = self.mms[mm].ptes.range(start..end).map(|p| *p.0).collect();
+        for at in gone {
+            if let Some(Pte::Swap(slot, _)) = self.mms[mm].ptes.remove(&at) {
+                self.drop_slot(slot);
+            }
+        }
+    }
+
+    fn copy_ptes(&mut self, vma: VmaId, parent: MmId) {
+        let Vma {
+            mm,
+            start,
+            end,
+            wipe,
+            ..
+        } = *self.vma(vma);
+        if wipe {
+            return;
+        }
+        let ptes: Vec<_> = self.mms[parent].ptes.range(start..end).collect();
+        let shared: Vec<_> = ptes
+            .into_iter()
+            .map(|(&at, &pte)| match pte {
+                Pte::Page(folio, page, _) => (at, Pte::Page(folio, page, false)),
+                Pte::Migration(folio, page, _) => (at, Pte::Migration(folio, page, false)),
+                Pte::Swap(slot, _) => (at, Pte::Swap(slot, false)),
+            })
+            .collect();
+        for &(_, pte) in &shared {
+            if let Pte::Swap(slot, _) = pte {
+                self.slots[slot].count += 1;
+            }
+        }
+        self.mms[parent].ptes.extend(shared.iter().copied());
+        self.mms[mm].ptes.extend(shared);
+    }
+
+    fn uffd_move(&mut self, mm: MmId, from: usize, to: usize) {
+        let Some(&Pte::Page(folio, page, true)) = self.mms[mm].ptes.get(&from) else {
+            return;
+        };
+        let Some(target) = self.find(mm, to) else {
+            return;
+        };
+        let Folio { pages, locked, .. } = self.folios[folio];
+        if pages > 1 || locked || self.cached(folio) || self.mms[mm].ptes.contains_key(&to) {
+            return;
+        }
+        self.prepare(target);
+        let vma = *self.vma(target);
+        self.folios[folio].root = match vma.anon {
+            Av::Root(root) => Some(root),
+            _ => None,
+        };
+        self.folios[folio].index = vma.pgoff + (to - vma.start);
+        self.mms[mm].ptes.remove(&from);
+        self.mms[mm].ptes.insert(to, Pte::Page(folio, page, true));
+    }
+
+    /// A folio that can be unmapped: whole, quiet, and of a lazy root.
+    fn pick_folio(&self, a: u8) -> Option<FolioId> {
+        let mapped: BTreeSet<FolioId> = self
+            .mms
+            .iter()
+            .flat_map(|mm| mm.ptes.values())
+            .filter_map(|pte| match *pte {
+                Pte::Page(folio, ..) => Some(folio),
+                _ => None,
+            })
+            .filter(|&folio| !self.folios[folio].locked && self.folios[folio].root.is_some())
+            .collect();
+        let count = mapped.len().max(1);
+        mapped.into_iter().nth(a as usize % count)
+    }
+
+    /// Unmaps a folio by a walk, and leaves swap entries.
+    fn swap_out(&mut self, folio: FolioId) -> Outcome {
+        let Folio {
+            root, index, pages, ..
+        } = self.folios[folio];
+        if self.cached(folio) {
+            return Ok(());
+        }
+        let first = self.slots.len();
+        let slots = (0..pages).map(|page| Slot {
+            count: 0,
+            cache: Some((folio, page)),
+        });
+        self.slots.extend(slots);
+        for root in self.order(root.expect("picked for having a root")) {
+            for vma in self.visit(root, index, pages) {
+                for (mm, at) in self.places(vma, folio) {
+                    if let Pte::Page(_, page, exclusive) = self.mms[mm].ptes[&at] {
+                        let pte = Pte::Swap(first + page, exclusive);
+                        self.mms[mm].ptes.insert(at, pte);
+                        self.slots[first + page].count += 1;
+                    }
+                }
+            }
+        }
+        for slot in &mut self.slots[first..] {
+            slot.cache = slot.cache.filter(|_| slot.count > 0);
+        }
+        match self.mapped(folio) {
+            0 => Ok(()),
+            left => Err(format!(
+                "folio {folio} is mapped {left} times after swap-out"
+            )),
+        }
+    }
+
+    fn start_migration(&mut self, folio: FolioId) {
+        let root = self.folios[folio].root;
+        self.get(root.expect("picked for having a root"));
+        self.folios[folio].locked = true;
+        self.migrations.push(Migration {
+            folio,
+            restore: false,
+            cur: root,
+            exclusive: 0,
+            restored: 0,
+        });
+        self.counts.migrations += 1;
+    }
+
+    /// One visit of a walk, or the end of it.
+    fn step_migration(&mut self, which: usize) -> Outcome {
+        let Migration {
+            folio,
+            restore,
+            cur,
+            ..
+        } = self.migrations[which];
+        let start = self.folios[folio]
+            .root
+            .expect("a locked folio keeps its root");
+        let Some(cur) = cur else {
+            let left = self
+                .scan(folio)
+                .into_iter()
+                .find(|&(mm, at)| matches!(self.mms[mm].ptes[&at], Pte::Migration(..)) == restore);
+            if let Some((mm, at)) = left {
+                return Err(format!(
+                    "folio {folio}: mm {mm} has an entry at {at} that a walk has missed, \
+                     restoring: {restore}"
+                ));
+            }
+            if restore {
+                self.folios[folio].locked = false;
+                self.migrations.remove(which);
+                self.put(start);
+            } else {
+                let walk = &mut self.migrations[which];
+                (walk.restore, walk.cur) = (true, Some(start));
+            }
+            return Ok(());
+        };
+        if self.roots[cur].freed {
+            return Err(format!("a walk comes to root {cur}, which is free"));
+        }
+
+        let late = self.is_wrong(Wrong::ChildrenFirst);
+        if !(late && cur == start) {
+            self.visit_migration(which, cur);
+        }
+        let walk = &self.migrations[which];
+        let done = match (restore, self.wrong) {
+            (true, Some(Wrong::StopWithoutProof)) => walk.restored >= self.folios[folio].pages,
+            (true, _) => walk.exclusive == self.folios[folio].pages,
+            (false, Some(Wrong::StopAfterOne)) => walk.restored > 0,
+            (false, _) => self.mapped(folio) == 0,
+        };
+        let next = match self.wrong {
+            Some(Wrong::NoChildren) => None,
+            _ if done => None,
+            _ => family::successor(&Tree(self), start, cur),
+        };
+        if cur != start {
+            self.put(cur);
+        }
+        if late && next.is_none() {
+            self.visit_migration(which, start);
+        }
+        let walk = &mut self.migrations[which];
+        walk.cur = next;
+        if next.is_none() {
+            (walk.exclusive, walk.restored) = (0, 0);
+        }
+        Ok(())
+    }
+
+    fn visit_migration(&mut self, which: usize, root: RootId) {
+        let Migration { folio, restore, .. } = self.migrations[which];
+        let Folio { index, pages, .. } = self.folios[folio];
+        for vma in self.visit(root, index, pages) {
+            for (mm, at) in self.places(vma, folio) {
+                let walk = &mut self.migrations[which];
+                let pte = match self.mms[mm].ptes[&at] {
+                    Pte::Migration(_, page, exclusive) if restore => {
+                        walk.exclusive += usize::from(exclusive);
+                        walk.restored += 1;
+                        Pte::Page(folio, page, exclusive)
+                    }
+                    Pte::Page(_, page, exclusive) if !restore => {
+                        walk.restored += 1;
+                        Pte::Migration(folio, page, exclusive)
+                    }
+                    other => other,
+                };
+                self.mms[mm].ptes.insert(at, pte);
+            }
+        }
+    }
+
+    fn start_munmap(&mut self, mm: MmId, start: usize, len: usize, fails: bool) {
+        let end = (start + len).min(SPAN);
+        self.split_at(mm, start);
+        self.split_at(mm, end);
+        let vmas = self.mms[mm].tree.range(start..end).map(|vma| *vma.1);
+        let vmas = vmas.collect();
+        self.mms[mm].busy = Some(Busy::Mark(vmas, fails));
+        self.counts.unmaps += 1;
+    }
+
+    /// mremap of `len` pages from `from` to `to`, as far as one VMA has them.
+    fn start_move(&mut self, mm: MmId, from: usize, len: usize, to: usize, keep: bool) {
+        let Some(id) = self.find(mm, from) else {
+            return;
+        };
+        let len = len.min(self.vma(id).end - from);
+        if !self.is_free(mm, to, len) {
+            return;
+        }
+        self.split_at(mm, from);
+        self.split_at(mm, from + len);
+        let id = self.find(mm, from).expect("split, not unmapped");
+        let source = *self.vma(id);
+        let unfaulted = source.anon == Av::None;
+        let new = self.add_vma(Vma {
+            start: to,
+            end: to + len,
+            pgoff: if unfaulted { to } else { source.pgoff },
+            anon: source.anon,
+            chain: Chain::Empty,
+            ..source
+        });
+        let prev = to.checked_sub(1).and_then(|page| self.find(mm, page));
+        let prev = prev.filter(|&prev| {
+            prev != id && self.vma(prev).anon == source.anon && self.mergeable(prev, new)
+        });
+        self.vma_mut(new).anon = Av::None;
+        match prev {
+            Some(prev) => {
+                self.vma_mut(prev).end = to + len;
+                self.vmas[new] = None;
+            }
+            None => {
+                self.clone_anon(new, id, true);
+                self.mms[mm].tree.insert(to, new);
+            }
+        }
+        self.mms[mm].busy = Some(Busy::Move(id, to, 0, len, keep));
+        self.counts.moves += 1;
+    }
+
+    fn start_fork(&mut self, parent: MmId, fails: Option<usize>) -> Option<MmId> {
+        if self.living() >= PROCESSES {
+            return None;
+        }
+        let child = self.mms.len();
+        // __mt_dup(): the child's tree has the parent's VMAs at first.
+        let tree = self.mms[parent].tree.clone();
+        let vmas: Vec<VmaId> = tree.values().rev().copied().collect();
+        let fails = fails.map_or(usize::MAX, |n| n % (vmas.len() + 1));
+        self.mms.push(Mm {
+            tree,
+            live: true,
+            ..Mm::default()
+        });
+        self.mms[parent].busy = Some(Busy::Fork(child, vmas, fails));
+        self.counts.forks += 1;
+        Some(child)
+    }
+
+    fn detach(&mut self, mm: MmId) {
+        if let Some(root) = self.mms[mm].root {
+            self.roots[root].mm = None;
+        }
+    }
+
+    /// The VMAs that are the mm's own: in a child, fork may have got to some only.
+    fn own_vmas(&self, mm: MmId) -> Vec<VmaId> {
+        let all = self.mms[mm].tree.values().copied();
+        all.filter(|&id| self.vma(id).mm == mm).collect()
+    }
+
+    fn bury(&mut self, mm: MmId) {
+        for id in self.own_vmas(mm) {
+            self.unlink(id);
+            self.vmas[id] = None;
+        }
+        self.mms[mm].tree.clear();
+        if let Some(root) = self.mms[mm].root.take() {
+            self.put(root);
+        }
+        self.mms[mm].live = false;
+    }
+
+    /// The next step of a task.
+    fn step(&mut self, mm: MmId) {
+        let Some(busy) = self.mms[mm].busy.take() else {
+            return;
+        };
+        self.mms[mm].busy = match busy {
+            Busy::Mark(vmas, fails) => {
+                for &id in &vmas {
+                    let lazy = self.state(id) == State::Lazy;
+                    if let (Av::Root(root), true) = (self.vma(id).anon, lazy) {
+                        if !self.is_wrong(Wrong::NoDetachingList) {
+                            self.vma_mut(id).chain = Chain::Detaching;
+                            self.roots[root].detaching.push(id);
+                        }
+                    }
+                }
+                Some(Busy::Remove(vmas)).filter(|_| !fails).or_else(|| {
+                    // The tree cannot be changed: marked, with nothing to follow.
+                    Some(Busy::Unlink(Vec::new()))
+                })
+            }
+            Busy::Remove(vmas) => {
+                for &id in &vmas {
+                    let start = self.vma(id).start;
+                    self.mms[mm].tree.remove(&start);
+                }
+                Some(Busy::Zap(vmas))
+            }
+            Busy::Zap(vmas) => {
+                for &id in &vmas {
+                    let Vma { start, end, .. } = *self.vma(id);
+                    self.zap(mm, start, end);
+                }
+                Some(Busy::Unlink(vmas))
+            }
+            Busy::Unlink(vmas) => {
+                for &id in &vmas {
+                    self.unlink(id);
+                    self.vmas[id] = None;
+                }
+                // Those that are in the tree yet are of a munmap that failed.
+                for id in self.own_vmas(mm) {
+                    if self.state(id) == State::Detaching {
+                        let root = self.mms[mm].root.expect("a Detaching VMA has a root");
+                        self.roots[root].detaching.retain(|&other| other != id);
+                        self.vma_mut(id).chain = Chain::Empty;
+                    }
+                }
+                None
+            }
+            Busy::Fork(child, vmas, fails) if vmas.len() == fails => {
+                drop(vmas);
+                Some(Busy::Fail(child, 0))
+            }
+            Busy::Fork(child, mut vmas, fails) => match vmas.pop() {
+                None => {
+                    self.mms[child].born = true;
+                    None
+                }
+                Some(parent) => {
+                    let new = self.add_vma(Vma {
+                        mm: child,
+                        anon: Av::None,
+                        chain: Chain::Empty,
+                        ..*self.vma(parent)
+                    });
+                    let start = self.vma(new).start;
+                    self.mms[child].tree.insert(start, new);
+                    if self.is_wrong(Wrong::CopyBeforeLink) {
+                        self.copy_ptes(new, mm);
+                    } else if !self.vma(new).wipe {
+                        self.fork_anon(new, parent);
+                    }
+                    Some(Busy::Copy(child, vmas, fails, parent))
+                }
+            },
+            Busy::Copy(child, vmas, fails, parent) => {
+                let start = self.vma(parent).start;
+                let new = self.find(child, start).expect("stored by the step before");
+                if !self.is_wrong(Wrong::CopyBeforeLink) {
+                    self.copy_ptes(new, mm);
+                } else if !self.vma(new).wipe {
+                    self.fork_anon(new, parent);
+                }
+                Some(Busy::Fork(child, vmas, fails))
+            }
+            Busy::Fail(child, 0) => {
+                self.zap(child, 0, SPAN);
+                Some(Busy::Fail(child, 1))
+            }
+            Busy::Fail(child, 1) => {
+                for id in self.own_vmas(child) {
+                    self.unlink(id);
+                }
+                Some(Busy::Fail(child, 2))
+            }
+            Busy::Fail(child, _) => {
+                self.detach(child);
+                self.bury(child);
+                None
+            }
+            Busy::Move(source, to, done, len, keep) if done < len => {
+                let from = self.vma(source).start + done;
+                if let Some(pte) = self.mms[mm].ptes.remove(&from) {
+                    self.mms[mm].ptes.insert(to + done, pte);
+                }
+                Some(Busy::Move(source, to, done + 1, len, keep))
+            }
+            Busy::Move(source, _, _, _, true) => {
+                self.unlink(source);
+                let vma = self.vma_mut(source);
+                vma.pgoff = vma.start;
+                None
+            }
+            Busy::Move(source, ..) => Some(Busy::Mark(vec![source], false)),
+            Busy::Exit(step) => {
+                match (step, self.is_wrong(Wrong::DetachBeforeZap)) {
+                    (0, false) | (1, true) => self.zap(mm, 0, SPAN),
+                    (0, true) | (1, false) => self.detach(mm),
+                    _ => self.bury(mm),
+                }
+                (step < 2).then_some(Busy::Exit(step + 1))
+            }
+        };
+    }
+
+    fn step_and_judge(&mut self, mm: MmId) -> Outcome {
+        self.step(mm);
+        self.counts.steps += 1;
+        self.judge()
+    }
+
+    fn finish(&mut self, mm: MmId) -> Outcome {
+        while self.mms[mm].busy.is_some() {
+            self.step_and_judge(mm)?;
+        }
+        Ok(())
+    }
+
+    fn exit(&mut self, mm: MmId) {
+        self.mms[mm].busy = Some(Busy::Exit(0));
+        self.counts.exits += 1;
+    }
+
+    /// Does one operation, and judges.
+    pub(super) fn apply(&mut self, op: Op) -> Outcome {
+        let Op { kind, a, b, c } = op;
+        let at = b as usize % SPAN;
+        let len = 1 + c as usize % 8;
+        if self.living() == 0 {
+            self.mms.push(Mm::first());
+        }
+        let mm = self.pick(a);
+        // Most operations are of use where something is.
+        let place = mm.map_or(0, |mm| self.place(mm, b));
+        let to = mm.map_or(0, |mm| self.room(mm, c as usize % SPAN, len));
+        match (kind, mm) {
+            (Kind::Mmap, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, false),
+            (Kind::MmapWipe, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, true),
+            (Kind::Fault, Some(mm)) => self.fault(mm, place, false, false)?,
+            (Kind::FaultLarge, Some(mm)) => self.fault(mm, place, true, true)?,
+            (Kind::Write, Some(mm)) => self.fault(mm, place, true, false)?,
+            (Kind::SwapIn, Some(mm)) => {
+                let swapped = |pte: &(&usize, &Pte)| matches!(pte.1, Pte::Swap(..));
+                let ptes = self.mms[mm].ptes.iter().filter(swapped);
+                let places: Vec<usize> = ptes.map(|pte| *pte.0).collect();
+                if let Some(&place) = places.get(b as usize % places.len().max(1)) {
+                    self.fault(mm, place, c % 2 == 0, false)?;
+                }
+            }
+            (Kind::Fork, Some(mm)) => {
+                let fails = (b % 8 == 0).then_some(c as usize);
+                self.start_fork(mm, fails);
+            }
+            (Kind::Exit, Some(mm)) => self.exit(mm),
+            (Kind::Munmap, Some(mm)) => self.start_munmap(mm, place, len, false),
+            (Kind::MunmapFails, Some(mm)) => self.start_munmap(mm, place, len, true),
+            (Kind::Split, Some(mm)) => self.split_at(mm, place),
+            (Kind::Merge, Some(mm)) => {
+                let starts: Vec<usize> = self.mms[mm].tree.keys().copied().collect();
+                if let Some(&start) = starts.get(b as usize % starts.len().max(1)) {
+                    self.merge_at(mm, start, c % 2 == 0);
+                }
+            }
+            (Kind::Mremap, Some(mm)) => self.start_move(mm, place, len, to, false),
+            (Kind::MremapKeep, Some(mm)) => self.start_move(mm, place, len, to, true),
+            (Kind::MoveHome, Some(mm)) => {
+                let away = |vma: &&Vma| vma.mm == mm && vma.pgoff != vma.start;
+                let vmas = self.mms[mm].tree.values().map(|&id| self.vma(id));
+                if let Some(vma) = vmas.filter(away).last().copied() {
+                    self.start_move(mm, vma.start, vma.end - vma.start, vma.pgoff, false);
+                }
+            }
+            (Kind::UffdMove, Some(mm)) => self.uffd_move(mm, place, self.place(mm, c)),
+            (Kind::SwapOut, _) => {
+                if let Some(folio) = self.pick_folio(a) {
+                    self.swap_out(folio)?;
+                }
+            }
+            (Kind::DropCache, _) => {
+                if !self.slots.is_empty() {
+                    let slot = a as usize % self.slots.len();
+                    let cached = self.slots[slot].cache;
+                    if cached.is_some_and(|(folio, _)| self.scan(folio).is_empty()) {
+                        self.slots[slot].cache = None;
+                    }
+                }
+            }
+            (Kind::Migrate, _) => {
+                if let Some(folio) = self.pick_folio(a) {
+                    self.start_migration(folio);
+                }
+            }
+            (Kind::Step, _) => self.progress(b)?,
+            (Kind::Finish, _) => {
+                let busy = self.mms.iter().position(|mm| mm.busy.is_some());
+                if let Some(mm) = busy {
+                    self.finish(mm)?;
+                }
+            }
+            (Kind::Mode, _) => self.mode.set(Mode::from(c % 2 == 0)),
+            (Kind::Chain, Some(mut mm)) => {
+                for _ in 0..MAX_ORPHANS + 2 {
+                    let Some(child) = self.start_fork(mm, None) else {
+                        break;
+                    };
+                    self.finish(mm)?;
+                    self.exit(mm);
+                    self.finish(mm)?;
+                    mm = child;
+                }
+            }
+            (_, None) => (),
+        }
+        if c % 4 == 0 {
+            self.work()?;
+        }
+        self.judge()
+    }
+
+    /// One step of one of those that are in the middle of something.
+    fn progress(&mut self, which: u8) -> Outcome {
+        let busy: Vec<MmId> = (0..self.mms.len())
+            .filter(|&id| self.mms[id].busy.is_some())
+            .collect();
+        let count = busy.len() + self.migrations.len();
+        if count == 0 {
+            return Ok(());
+        }
+        self.counts.steps += 1;
+        let which = which as usize % count;
+        match busy.get(which) {
+            Some(&mm) => self.step(mm),
+            None => self.step_migration(which - busy.len())?,
+        }
+        Ok(())
+    }
+
+    /// Lets all end, and all exit: nothing may be left.
+    pub(super) fn end(&mut self) -> Outcome {
+        for mm in 0..self.mms.len() {
+            self.finish(mm)?;
+        }
+        while !self.migrations.is_empty() {
+            self.step_migration(0)?;
+            self.judge()?;
+        }
+        for mm in 0..self.mms.len() {
+            if self.mms[mm].live {
+                self.exit(mm);
+                self.finish(mm)?;
+            }
+        }
+        self.work()?;
+        if let Some(root) = self.roots.iter().find(|root| !root.freed) {
+            return Err(format!("root {} has leaked", root.id));
+        }
+        if self.slots.iter().any(|slot| slot.count > 0) {
+            return Err("a swap slot has leaked".into());
+        }
+        Ok(())
+    }
+}

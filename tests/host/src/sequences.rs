@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random operation sequences for the [`model`](crate::model), with seeds and shrinking.
+
+use crate::model::{
+    Counts,
+    Kind,
+    Op,
+    Outcome,
+    World,
+    Wrong, //
+};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{
+        Config,
+        RngAlgorithm,
+        TestCaseError,
+        TestError,
+        TestRng,
+        TestRunner, //
+    },
+};
+use std::{
+    cell::RefCell,
+    env,
+    panic::{
+        catch_unwind,
+        AssertUnwindSafe, //
+    },
+    time::{
+        Instant,
+        SystemTime, //
+    },
+};
+
+/// Operations of a sequence, at most.
+const LENGTH: usize = 160;
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        6 => Just(Kind::Mmap),
+        1 => Just(Kind::MmapWipe),
+        10 => Just(Kind::Fault),
+        3 => Just(Kind::FaultLarge),
+        4 => Just(Kind::Write),
+        5 => Just(Kind::Fork),
+        2 => Just(Kind::Exit),
+        2 => Just(Kind::Munmap),
+        1 => Just(Kind::MunmapFails),
+        3 => Just(Kind::Split),
+        3 => Just(Kind::Merge),
+        3 => Just(Kind::Mremap),
+        1 => Just(Kind::MremapKeep),
+        2 => Just(Kind::MoveHome),
+        2 => Just(Kind::UffdMove),
+        3 => Just(Kind::SwapOut),
+        3 => Just(Kind::SwapIn),
+        2 => Just(Kind::DropCache),
+        5 => Just(Kind::Migrate),
+        20 => Just(Kind::Step),
+        12 => Just(Kind::Finish),
+        1 => Just(Kind::Mode),
+        1 => Just(Kind::Chain),
+    ]
+}
+
+fn sequences() -> impl Strategy<Value = Vec<Op>> {
+    let op = (kinds(), any::<u8>(), any::<u8>(), any::<u8>());
+    vec(
+        op.prop_map(|(kind, a, b, c)| Op { kind, a, b, c }),
+        1..LENGTH,
+    )
+}
+
+/// Runs a sequence, and returns what it did.
+fn run(wrong: Option<Wrong>, ops: &[Op]) -> Result<Counts, String> {
+    let mut world = World::new(wrong);
+    let all = |world: &mut World| -> Outcome {
+        for &op in ops {
+            world.apply(op)?;
+        }
+        world.end()
+    };
+    // A broken rule may also lead to what the model asserts.
+    match catch_unwind(AssertUnwindSafe(|| all(&mut world))) {
+        Ok(outcome) => outcome.map(|()| world.counts),
+        Err(_) if wrong.is_some() => Err("the model is in a state that it cannot be in".into()),
+        Err(_) => Err("a panic, see above".into()),
+    }
+}
+
+/// `SEED`, or else the time.
+fn seed() -> u64 {
+    let given = env::var("SEED").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| {
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        time.map_or(1, |time| time.as_nanos() as u64 % 1_000_000_000)
+    })
+}
+
+fn runner(seed: u64, cases: Option<u32>) -> TestRunner {
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    };
+    let cases = cases.unwrap_or_else(|| {
+        // Where it was not asked for, more than proptest's default.
+        env::var_os("PROPTEST_CASES").map_or(1_500, |_| config.cases)
+    });
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    TestRunner::new_with_rng(Config { cases, ..config }, rng)
+}
+
+#[test]
+fn walks_find_what_page_tables_have() {
+    let (seed, started) = (seed(), Instant::now());
+    println!("figures: sequences: SEED={seed}");
+    let sum = RefCell::new((0_u64, 0_u64, Counts::default()));
+    let outcome = runner(seed, None).run(&sequences(), |ops| {
+        let counts = run(None, &ops).map_err(TestCaseError::fail)?;
+        let (cases, total, sum) = &mut *sum.borrow_mut();
+        *cases += 1;
+        *total += ops.len() as u64;
+        sum.add(&counts);
+        Ok(())
+    });
+    let (cases, total, sum) = *sum.borrow();
+    println!(
+        "figures: sequences: {cases} of {total} operations, {:.1} s",
+        started.elapsed().as_secs_f32()
+    );
+    println!("figures: sequences: {sum:?}");
+    if let Err(TestError::Fail(reason, ops)) = outcome {
+        panic!("SEED={seed}: {reason}; the shortest sequence: {ops:#?}");
+    }
+    assert!(outcome.is_ok(), "SEED={seed}: {outcome:?}");
+    assert!(sum.nothing_idle(), "an operation never happened: {sum:?}");
+}
+
+#[test]
+fn broken_rules_are_found() {
+    let mut missed = Vec::new();
+    for wrong in Wrong::ALL {
+        let tried = RefCell::new(0_u64);
+        let outcome = runner(1, Some(20_000)).run(&sequences(), |ops| {
+            *tried.borrow_mut() += 1;
+            run(Some(wrong), &ops)
+                .map(|_| ())
+                .map_err(TestCaseError::fail)
+        });
+        match outcome {
+            Err(TestError::Fail(reason, ops)) => println!(
+                "figures: {wrong:?} is found, {} sequences with those to shrink it to {} \
+                 operations: {}",
+                tried.borrow(),
+                ops.len(),
+                reason.message()
+            ),
+            _ => missed.push(wrong),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
