@@ -25,7 +25,7 @@ TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5}
 # What the host tests take from the environment.
-HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "PROPTEST_MAX_SHRINK_ITERS", "LOOM_MAX_PREEMPTIONS")
+HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 
 
 def wanted(names):
