@@ -10,11 +10,13 @@ from .common import TOP, Failure, say
 CONFIG_DIR = TOP / "scripts/config"
 # Fragments of each variant on top of common and architecture, and how the user knows it.
 NEEDS = "../../.config.fragment"
+# For kernels that run the tests; one architecture may have nothing to say.
+TESTS = ("oracle.config", "tests-{arch}.config")
 VARIANTS = {
-    "release": (["mm.config", NEEDS, "oracle.config"], "patched"),
-    "base": (["mm.config", NEEDS, "oracle.config"], "unpatched, but for the oracle"),
+    "release": (["mm.config", NEEDS, *TESTS], "patched"),
+    "base": (["mm.config", NEEDS, *TESTS], "unpatched, but for the oracle"),
     "plain": (["plain.config"], "unpatched, small"),
-    "debug": (["mm.config", NEEDS, "oracle.config", "debug.config"], "patched, debug options"),
+    "debug": (["mm.config", NEEDS, *TESTS, "debug.config"], "patched, debug options"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
 }
 UNPATCHED = ("base", "plain")
@@ -67,7 +69,8 @@ class Kernel:
 
     def fragments(self):
         names = ["common.config", f"{self.arch}.config", *VARIANTS[self.variant][0]]
-        return [(CONFIG_DIR / name).resolve() for name in names]
+        files = [(CONFIG_DIR / name.format(arch=self.arch)).resolve() for name in names]
+        return [file for file in files if file.exists()]
 
     def make(self, *targets):
         """The make command line for this kernel."""
