@@ -15,7 +15,7 @@ from .ktap import Result
 # The tests of a patched guest, in order; taint looks back on all of them.
 GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
-LAZY_TESTS = ("boot", "rmap", "cost", "stress", "fail", "leaks", "taint")
+LAZY_TESTS = ("boot", "rmap", "features", "cost", "stress", "fail", "leaks", "taint")
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
 # freed objects in its quarantine, so that what cost counts means nothing there.
 DEBUG_TESTS = ("fail", "leaks")
@@ -337,9 +337,11 @@ def unpatched(toolchain, arch):
     results = refusal(toolchain, guests, arch, Bench(toolchain, arch), "base")
     # The oracle and its tests have to hold without any of this, too.
     base = Bench(toolchain, arch, "base", module=False)
+    tests = ("rmap", "features", "stress")
     run = guests.run("base", base.kernel, base.initrd, "check",
-                     f"avl.tests=rmap,stress avl.rounds={ROUNDS['release']}", TIMEOUTS["release"])
-    judged = guest.judge(run, ("rmap", "stress"), base.kernel.source)
+                     f"avl.tests={','.join(tests)} avl.rounds={ROUNDS['release']}",
+                     TIMEOUTS["release"])
+    judged = guest.judge(run, tests, base.kernel.source)
     if any(r.status == "failed" for r in judged):
         run.show_end()
     results += [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in judged]
