@@ -14,6 +14,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Half a minute is for real hardware: guests are emulated, and the machine may be busy. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT 180
+
 #define AVL_MODULE "/avl/anon_vma_lazy.ko"
 #define AVL_SYSCTL "/proc/sys/vm/anon_vma_lazy"
 #define AVL_COUNTERS "/sys/kernel/debug/anon_vma_lazy/counters"
