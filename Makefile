@@ -5,7 +5,7 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
-export TESTS SEED ROUNDS GENERATIONS MUTANTS SELFTESTS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
+export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
@@ -78,6 +78,7 @@ help:
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test                   random'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
+	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'

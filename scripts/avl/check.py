@@ -160,7 +160,7 @@ def guest_options(mode, variant, tests, limit):
         if variant == "debug":
             options += " kmemleak=on"
         options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
-        for name in ("SEED", "GENERATIONS"):
+        for name in ("SEED", "GENERATIONS", "SOAK"):
             if common.setting(name):
                 options += f" avl.{name.lower()}={common.number(name, 0)}"
     return options
@@ -171,8 +171,10 @@ def guest_check(guests, bench, mode, tests):
     variant = bench.kernel.variant
     tests = tests if isinstance(tests, dict) else wanted(tests)
     limit = common.number("TIMEOUT", TIMEOUTS[variant])
+    if "stress" in tests and common.setting("SOAK"):
+        limit += 60 * common.number("SOAK", 0)
     run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode,
-                     guest_options(mode, variant, tests, limit), TIMEOUTS[variant])
+                     guest_options(mode, variant, tests, limit), limit)
     results = guest.judge(run, tuple(tests), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
@@ -319,6 +321,8 @@ def patches_check(toolchain, arch):
 
 
 # The stages of check-full: a name, and the make command line.
+# Minutes of the stress test in check-full.
+SOAK = 30
 FULL = (
     ("lint", ["lint"]),
     ("check-x86_64", ["check", "ARCH=x86_64"]),
@@ -328,6 +332,9 @@ FULL = (
     ("mutants-x86_64", ["mutants", "ARCH=x86_64"]),
     ("unpatched-x86_64", ["check-unpatched", "ARCH=x86_64"]),
     ("patches-check-x86_64", ["patches-check", "ARCH=x86_64"]),
+    ("soak-x86_64", ["check", "TESTS=stress", "ARCH=x86_64"]),
+    ("generations-x86_64", ["check", "TESTS=cost", "GENERATIONS=100000", "TIMEOUT=3600",
+                            "ARCH=x86_64"]),
 )
 
 
@@ -367,7 +374,8 @@ def check_full():
     failed = []
     rows = []
     # A stage is a stage whole: what narrows a run down is not handed on.
-    env = {k: v for k, v in os.environ.items() if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH")}
+    env = {k: v for k, v in os.environ.items()
+           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK")}
     for name, target in FULL:
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):
@@ -376,6 +384,8 @@ def check_full():
             continue
         stamp.unlink(missing_ok=True)
         started = time.monotonic()
+        if name.startswith("soak"):
+            target = [*target, f"SOAK={common.number('SOAK', SOAK)}"]
         log = common.log_path(f"full-{name}")
         say(f"{name}: running; log: {log}")
         with open(log, "wb") as out:

@@ -5,8 +5,8 @@
  * reclaimed, compacted, merged and split. Each process knows what is in its
  * pages. All stand still from time to time, and the oracle looks.
  *
- * avl.seed= and avl.rounds= on the kernel command line repeat a run or prolong
- * it.
+ * avl.seed=, avl.rounds= and avl.soak= (minutes) on the kernel command line repeat
+ * a run or prolong it.
  */
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -361,10 +361,13 @@ FIXTURE_TEARDOWN(stress)
 {
 }
 
-TEST_F_TIMEOUT(stress, random_operations, 1200)
+/* The harness has a limit as well; this one is for a soak. */
+TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 {
 	unsigned long seed = avl_number("avl.seed=", any_seed());
 	unsigned long rounds = avl_number("avl.rounds=", 25);
+	const time_t soak = 60 * avl_number("avl.soak=", 0);
+	struct timespec began, now;
 	unsigned long folios = 0, mappings = 0;
 	unsigned int n = seed;
 	pthread_t thread, watchdog;
@@ -391,7 +394,10 @@ TEST_F_TIMEOUT(stress, random_operations, 1200)
 	}
 	ASSERT_EQ(pthread_create(&thread, NULL, disturb, &n), 0);
 	ASSERT_EQ(pthread_create(&watchdog, NULL, watch, NULL), 0);
-	for (unsigned long round = 0; round < rounds && !control->failed; round++) {
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	now = began;
+	for (unsigned long round = 0; (round < rounds || now.tv_sec - began.tv_sec < soak) &&
+	     !control->failed; round++) {
 		/* All of them have come to a stop; those that are gone do not count. */
 		while (control->standing < control->living && !control->failed)
 			usleep(1000);
@@ -410,6 +416,7 @@ TEST_F_TIMEOUT(stress, random_operations, 1200)
 		next_round();
 		/* Everybody has seen it before the next stop is counted. */
 		usleep(20000);
+		clock_gettime(CLOCK_MONOTONIC, &now);
 	}
 	control->stop = 1;
 	next_round();
@@ -421,6 +428,7 @@ TEST_F_TIMEOUT(stress, random_operations, 1200)
 	EXPECT_EQ(control->failed, 0) {
 		TH_LOG("%s", control->what);
 	}
+	TH_LOG("%ld seconds", (long)(now.tv_sec - began.tv_sec));
 	TH_LOG("%lu operations, %lu forks, %lu exits; the oracle saw %lu folios, %lu mappings",
 	       control->ops, control->forks, control->exits, folios, mappings);
 	EXPECT_GT(control->forks, 0);
