@@ -164,14 +164,14 @@ def parse(text):
                                                            else f"not ok ({status})")
             label = None
         elif label:
-            verdict = re.match(r"^(ok|not ok) \d+(?: -)? ?(.*)$", line.strip())
+            verdict = re.match(r"^(ok|not ok) \d+(?: -)?\s*(.*?)(?:\s*# (SKIP|XFAIL)\b\s*(.*))?$",
+                               line.strip())
             if not verdict:
                 continue
-            name, _, directive = verdict.group(2).partition(" # ")
-            word = directive.split(None, 1)[0] if directive.split() else ""
-            # What differs from run to run is no part of a name.
-            name = re.sub(r"0x[0-9a-f]+|\b\d{5,}\b|\d+\.\d+", "N", name.strip()) or "test"
-            status = word if word in ("SKIP", "XFAIL") else verdict.group(1)
+            # Some have no name, but a reason. What differs from run to run is no part of it.
+            name = verdict.group(2) or verdict.group(4) or "test"
+            name = re.sub(r"0x[0-9a-f]+|\b\d{5,}\b|\d+\.\d+", "N", name)
+            status = verdict.group(3) or verdict.group(1)
             if name in found[label]:
                 name = f"{name} ({sum(n.startswith(name) for n in found[label]) + 1})"
             found[label][name] = status

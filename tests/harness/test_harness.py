@@ -300,6 +300,7 @@ ok 3 rmap.c # SKIP no nodes
 ## begin cow
 ok 1 same
 ok 2 same
+ok 3 # SKIP no room
 ## end cow 124 240
 """
 
@@ -307,12 +308,13 @@ ok 2 same
         self.assertEqual(selftests.parse(self.TEXT), {
             "rmap": {"rmap.a": "ok", "rmap.b at N": "not ok", "rmap.c": "SKIP",
                      "exit": "not ok (1)"},
-            "cow": {"same": "ok", "same (2)": "ok", "exit": "TIMEOUT"}})
+            "cow": {"same": "ok", "same (2)": "ok", "no room": "SKIP",
+                    "exit": "TIMEOUT"}})
 
     def test_a_difference_fails(self):
         base = selftests.parse(self.TEXT)
         same, rows = selftests.compare({"off": base, "on": base}, "x86_64")
-        self.assertEqual(([r.status for r in same], rows), (["passed"] * 7, []))
+        self.assertEqual(([r.status for r in same], rows), (["passed"] * 8, []))
         for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"), ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
                          ("ok 1 rmap.a\n", ""), ("## end rmap 1", "## end rmap 0")):
             other = selftests.parse(self.TEXT.replace(old, new, 1))
