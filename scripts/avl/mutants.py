@@ -45,7 +45,7 @@ def mutated_copy(mutant):
         shutil.rmtree(tree)
     tree.mkdir(parents=True)
     names = (common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard",
-                            "Kbuild", "rust", "tests/host"]) or "").split("\n")
+                            "Kbuild", "include", "rust", "tests/host"]) or "").split("\n")
     for name in filter(None, names):
         if (TOP / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -162,5 +162,5 @@ def one(toolchain, arch, guests, bench, mutant):
     module = Module(toolchain, arch, bench.kernel.build_dir, output, top=tree)
     module.build(may_warn=True)
     log = common.log_path(f"guest-{arch}")
-    initrd = guest.initramfs(toolchain, arch, bench.kernel, module.file, bench.programs, log)
+    initrd = guest.initramfs(toolchain, arch, bench.kernel, [module.file], bench.programs, log)
     return caught_in_guest(guests, mutant, bench.kernel, initrd)
