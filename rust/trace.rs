@@ -81,9 +81,9 @@ tracepoints! {
     /// It is about to be freed.
     fn lazy_root_free(root: &Root) => (root: u32 = id(Some(root)), up: u32 = id(root.up()));
 
-    /// A VMA went from one state to another; `root` is the one that it has or had.
-    fn lazy_vma(root: Option<&Root>, area: &Area, from: State, to: State) => (
-        root: u32 = id(root),
+    /// A VMA went from one state to another; `root` says which it has or had.
+    fn lazy_vma(root: impl FnOnce() -> u32, area: &Area, from: State, to: State) => (
+        root: u32 = root(),
         start: usize = area.start(),
         end: usize = area.end(),
         from: u8 = from.code(),

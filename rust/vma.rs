@@ -623,7 +623,12 @@ impl<'a, S> Vma<'a, S> {
     /// Leaves the `anon_vma`; the caller has seen to the list head, and says what the state was.
     #[inline]
     fn unfault(self, from: State) -> Vma<'a, Unfaulted> {
-        trace::lazy_vma(self.root(), self.area, from, State::Unfaulted);
+        trace::lazy_vma(
+            || self.root().map_or(0, Root::id),
+            self.area,
+            from,
+            State::Unfaulted,
+        );
         self.area.anon_vma_field().store(ptr::null_mut(), Relaxed);
         stats::count(Event::Unlinked);
         Vma::new(self.area)
@@ -648,7 +653,7 @@ impl<'a> Vma<'a, Unfaulted> {
             .anon_vma_field()
             .store(root.as_anon_vma(), Release);
         stats::count(Event::Lazy);
-        trace::lazy_vma(Some(root), self.area, State::Unfaulted, State::Lazy);
+        trace::lazy_vma(|| root.id(), self.area, State::Unfaulted, State::Lazy);
         // INVARIANT: The list head of an Unfaulted VMA is empty.
         Ok(Vma::new(self.area))
     }
@@ -664,7 +669,7 @@ impl<'a> Vma<'a, Unfaulted> {
             .store(lock.root().as_anon_vma(), Release);
         stats::count(Event::Linked);
         trace::lazy_vma(
-            Some(lock.root()),
+            || lock.root().id(),
             self.area,
             State::Unfaulted,
             State::Linked,
@@ -686,7 +691,12 @@ impl<'a> Vma<'a, Lazy> {
     pub(crate) fn detaching(self, lock: &Write<'_>) -> Vma<'a, Detaching> {
         lock.push_detaching(self.area);
         stats::count(Event::Detaching);
-        trace::lazy_vma(Some(lock.root()), self.area, State::Lazy, State::Detaching);
+        trace::lazy_vma(
+            || lock.root().id(),
+            self.area,
+            State::Lazy,
+            State::Detaching,
+        );
         Vma::new(self.area)
     }
 
@@ -711,7 +721,12 @@ impl<'a> Vma<'a, Detaching> {
     pub(crate) fn undo(self, lock: &Write<'_>) -> Vma<'a, Lazy> {
         lock.remove_detaching(self.area);
         stats::count(Event::Undone);
-        trace::lazy_vma(Some(lock.root()), self.area, State::Detaching, State::Lazy);
+        trace::lazy_vma(
+            || lock.root().id(),
+            self.area,
+            State::Detaching,
+            State::Lazy,
+        );
         Vma::new(self.area)
     }
 
