@@ -280,7 +280,7 @@ def built_kernel(toolchain, arch):
     return kernel if kernel.is_built() else None
 
 
-def module_for_user(toolchain, arch):
+def module_for_user(toolchain, arch, samples=False):
     """What plain `make` builds: against KDIR, or against the kernel of `make kernel`."""
     kdir = common.path_setting("KDIR")
     if not kdir:
@@ -289,4 +289,4 @@ def module_for_user(toolchain, arch):
             raise Failure(f"no up-to-date {arch} kernel to build against: run 'make kernel', or "
                           "give KDIR=<kernel build directory>")
         kdir = kernel.build_dir
-    return Module(toolchain, arch, Path(kdir))
+    return Module(toolchain, arch, Path(kdir), samples=samples)

@@ -4,6 +4,8 @@
  * map a page, and where.
  */
 #define _GNU_SOURCE
+#include <time.h>
+
 #include "kselftest_harness.h"
 #include "rmap.h"
 
@@ -95,7 +97,7 @@ TEST_F(who, a_page_of_one_process)
 }
 
 /* Children, a grandchild, one that has written, one that has moved it; and strangers. */
-TEST_F(who, exactly_the_family)
+TEST_F_TIMEOUT(who, exactly_the_family, 120)
 {
 	char *area = self->area, *away;
 	const size_t page = self->page;
@@ -151,7 +153,7 @@ TEST_F(who, exactly_the_family)
 }
 
 /* More mappings than the first guess has room for. */
-TEST_F(who, a_large_family)
+TEST_F_TIMEOUT(who, a_large_family, 120)
 {
 	struct answer a;
 
@@ -193,8 +195,9 @@ TEST_F(who, no_answer)
 }
 
 /* Asking while the family comes and goes: each answer has the one that is asked about. */
-TEST_F(who, while_processes_come_and_go)
+TEST_F_TIMEOUT(who, while_processes_come_and_go, 120)
 {
+	const time_t end = time(NULL) + 5;
 	pid_t churn[3];
 	struct answer a;
 
@@ -215,7 +218,7 @@ TEST_F(who, while_processes_come_and_go)
 			}
 		}
 	}
-	for (int i = 0; i < 40; i++) {
+	for (int i = 0; i < 40 && time(NULL) < end; i++) {
 		ask(&a, getpid(), self->area);
 		EXPECT_EQ(a.status, 0);
 		EXPECT_TRUE(says(&a, getpid(), self->area, "lazy"));
