@@ -72,7 +72,7 @@ use kernel::{
     },
 };
 
-/// [`bindings::anon_vma_lazy_ops`] in memory that lives as long as the module.
+/// [`struct@bindings::anon_vma_lazy_ops`] in memory that lives as long as the module.
 #[repr(transparent)]
 struct Ops(bindings::anon_vma_lazy_ops);
 

@@ -300,7 +300,11 @@ struct wanted {
 	int nr;
 };
 
-#define WANT(w, ...) snprintf((w)->event[(w)->nr++], sizeof((w)->event[0]), __VA_ARGS__)
+#define WANT(w, ...) do {							\
+	struct wanted *w_ = (w);						\
+										\
+	snprintf(w_->event[w_->nr++], sizeof(w_->event[0]), __VA_ARGS__);	\
+} while (0)
 
 /* How many of them are not there; said once it is clear. */
 static int missing(struct __test_metadata *_metadata, const struct wanted *w, bool say)
