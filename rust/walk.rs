@@ -320,7 +320,7 @@ impl<'a> OwnWalk<'a> {
                 last: pgoff,
                 lazy: true,
                 owned: true,
-                ..Default::default()
+                ..pin_init::zeroed()
             }),
             _start: PhantomData,
         }
