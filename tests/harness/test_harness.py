@@ -352,7 +352,8 @@ ok 2 same
         base = selftests.parse(self.TEXT)
         same, rows = selftests.compare({"off": base, "on": base}, "x86_64")
         self.assertEqual(([r.status for r in same], rows), (["passed"] * 7, []))
-        for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"), ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
+        for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"),
+                         ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
                          ("ok 1 rmap.a\n", ""), ("## end rmap 1", "## end rmap 0")):
             other = selftests.parse(self.TEXT.replace(old, new, 1))
             results, rows = selftests.compare({"off": base, "on": other}, "x86_64")
@@ -380,7 +381,8 @@ class Report(unittest.TestCase):
         self.assertIn("* check x86_64: two: <why>", text)
         self.assertIn("| walk | 5 |", text)
         self.assertIn("&lt;why&gt;", report.to_html(text))
-        self.assertEqual(report.to_html(text).count("<table>"), report.to_html(text).count("</table>"))
+        html = report.to_html(text)
+        self.assertEqual(html.count("<table>"), html.count("</table>"))
 
 
 class Refusals(unittest.TestCase):
