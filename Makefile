@@ -12,8 +12,9 @@ export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-full smoke \
-	patches-apply patches-check mutants report rustfmt rustfmtcheck clippy checkpatch lint \
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests \
+	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
+	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
 
 .PHONY: all help check-debug python3 $(TARGETS)
@@ -48,6 +49,8 @@ help:
 	@echo
 	@echo 'Try it:'
 	@echo '  qemu            - an interactive shell in a guest, module loaded'
+	@echo '  samples         - user-space samples, and a module that uses this one'
+	@echo '  facts           - does KSRC=... have what the series stands on? (porting)'
 	@echo '  patches-apply   - put the series onto your own tree: KSRC=... (git: as commits)'
 	@echo
 	@echo 'Test:'

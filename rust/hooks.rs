@@ -13,7 +13,10 @@
 //! `unsafe`, and the module keeps the value, which the end of the module drops.
 
 #[cfg(CONFIG_DEBUG_FS)]
-use crate::debug;
+use crate::{
+    debug,
+    pure::pid, //
+};
 use crate::{
     policy::{
         self,
@@ -33,7 +36,11 @@ use crate::{
         Exclusive,
         MmapLocked, //
     },
-    walk::Walk, //
+    walk::Walk,
+    who::{
+        self,
+        Mapping, //
+    },
 };
 use core::{
     mem::{
@@ -43,17 +50,29 @@ use core::{
     ptr,
     slice, //
 };
-#[cfg(CONFIG_DEBUG_FS)]
-use kernel::seq_file::SeqFile;
 use kernel::{
     bindings,
     error::to_result,
+    mm::MmWithUser,
     prelude::*,
     str::as_char_ptr_in_const_context,
+    sync::aref::ARef,
     ModuleMetadata, //
 };
+#[cfg(CONFIG_DEBUG_FS)]
+use kernel::{
+    seq_file::SeqFile,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
 
-/// [`bindings::anon_vma_lazy_ops`] in memory that lives as long as the module.
+/// [`struct@bindings::anon_vma_lazy_ops`] in memory that lives as long as the module.
 #[repr(transparent)]
 struct Ops(bindings::anon_vma_lazy_ops);
 
@@ -378,6 +397,147 @@ static COUNTERS: FileOperations = FileOperations(bindings::file_operations {
     ..pin_init::zeroed()
 });
 
+/// The file `mm`: write a pid, and read about that process from the same open file.
+#[cfg(CONFIG_DEBUG_FS)]
+static MM: FileOperations = FileOperations(bindings::file_operations {
+    owner: OWNER,
+    open: Some(mm_open),
+    read: Some(bindings::seq_read),
+    write: Some(mm_write),
+    llseek: Some(bindings::seq_lseek),
+    release: Some(bindings::single_release),
+    ..pin_init::zeroed()
+});
+
+/// Opens `mm`, which then is about the process that opens it.
+///
+/// # Safety
+///
+/// To be called by the file system only: `file` is a file that is being opened.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe extern "C" fn mm_open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+    // SAFETY: `file` is being opened; what `mm_show()` takes for private data is a pid, no pointer.
+    unsafe { bindings::single_open(file, Some(mm_show), ptr::null_mut()) }
+}
+
+/// The pid in an open file `mm`: 0 for whoever reads. It is kept in the place of the private data.
+///
+/// # Safety
+///
+/// `seq` was opened by [`mm_open`], and stays open for all of `'a`.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe fn pid_of<'a>(seq: *mut bindings::seq_file) -> &'a Atomic<*mut c_void> {
+    // SAFETY: By the safety requirements; once the file is open only this function makes accesses.
+    unsafe { Atomic::from_ptr(&raw mut (*seq).private) }
+}
+
+/// Takes a pid, of the writer's namespace, for what is read next. The file is at its start then.
+///
+/// Returns the number of bytes, or a negative errno: `EINVAL` for what is no number, `ESRCH` for a
+/// process that is not there or has no mm.
+///
+/// # Safety
+///
+/// To be called by the file system only: `file` was opened by [`mm_open`], `buffer` has `len` bytes of
+/// user memory, `pos` points to a variable of the caller.
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe extern "C" fn mm_write(
+    file: *mut bindings::file,
+    buffer: *const c_char,
+    len: usize,
+    pos: *mut bindings::loff_t,
+) -> isize {
+    let mut text = [0; 16];
+    let pid = text.get_mut(..len).ok_or(EINVAL).and_then(|text| {
+        UserSlice::new(UserPtr::from_ptr(buffer.cast_mut().cast()), len)
+            .reader()
+            .read_slice(text)?;
+        let pid = pid::parse(text).filter(|&pid| pid != 0).ok_or(EINVAL)?;
+        // Only to say so at once.
+        users_of(pid).map(|_| pid)
+    });
+    match pid {
+        Ok(pid) => {
+            // SAFETY: By the safety requirements.
+            unsafe {
+                let seq = (*file).private_data.cast();
+                pid_of(seq).store(ptr::without_provenance_mut(pid as usize), Relaxed);
+                *pos = 0;
+            }
+            len as isize
+        }
+        Err(e) => e.to_errno() as isize,
+    }
+}
+
+/// Writes the text of `mm`.
+///
+/// # Safety
+///
+/// To be called by the seq_file code only: `seq` belongs to this call, and was opened by [`mm_open`].
+#[cfg(CONFIG_DEBUG_FS)]
+unsafe extern "C" fn mm_show(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
+    // SAFETY: By the safety requirements.
+    let (pid, out) = unsafe { (pid_of(seq).load(Relaxed), SeqFile::from_raw(seq)) };
+    let users = match pid.addr() as i32 {
+        0 => kernel::current!().mm().map(ARef::from).ok_or(ESRCH),
+        pid => users_of(pid),
+    };
+    errno(users.map(|users| debug::show_mm(out, &users)))
+}
+
+/// The mm of a process, with a reference to its users. May sleep; so may dropping it.
+///
+/// # Errors
+///
+/// [`ESRCH`]: there is no such process (in the namespace of the current one), or it has no mm: a
+/// kernel thread, or one that exits.
+fn users_of(pid: bindings::pid_t) -> Result<ARef<MmWithUser>> {
+    // SAFETY: Any number will do. Each reference is dropped once, after its use: NULL is allowed for.
+    let mm = unsafe {
+        let pid = bindings::find_get_pid(pid);
+        let task = bindings::get_pid_task(pid, bindings::pid_type_PIDTYPE_PID);
+        bindings::put_pid(pid);
+        if task.is_null() {
+            return Err(ESRCH);
+        }
+        let mm = bindings::get_task_mm(task);
+        bindings::put_task_struct(task);
+        mm
+    };
+    let mm = ptr::NonNull::new(mm.cast::<MmWithUser>()).ok_or(ESRCH)?;
+    // SAFETY: The reference that `get_task_mm()` took, to the users, is given away.
+    Ok(unsafe { ARef::from_raw(mm) })
+}
+
+/// `anon_rmap_who()`, for other modules: see `include/anon_rmap.h`, and [`who`].
+///
+/// Exported by `rust/shim.c`. Whoever calls it holds this module, by the dependency on the symbol.
+///
+/// # Safety
+///
+/// `out` has room for `max` mappings, which are those of the caller. Process context, no lock of an
+/// mm or of a root is held.
+#[no_mangle]
+unsafe extern "C" fn anon_rmap_who(
+    pid: bindings::pid_t,
+    address: c_ulong,
+    out: *mut Mapping,
+    max: usize,
+) -> c_long {
+    let mut at = 0;
+    let count = users_of(pid).and_then(|users| {
+        who::who(&users, address, |mapping| {
+            if at < max {
+                // SAFETY: By the safety requirements there is room for `max`.
+                unsafe { out.add(at).write(mapping) };
+                at += 1;
+            }
+        })
+    });
+    count.map_or_else(|e| e.to_errno() as c_long, |count| count as c_long)
+}
+
 /// Opens `counters`.
 ///
 /// # Safety
@@ -443,6 +603,17 @@ impl DebugfsRegistration {
                 ptr::null_mut(),
                 ptr::null(),
                 &raw const COUNTERS.0,
+            )
+        };
+        // SAFETY: As above. For root only: it shows the address space of any process.
+        unsafe {
+            bindings::debugfs_create_file_full(
+                c"mm".as_char_ptr(),
+                0o600,
+                dir,
+                ptr::null_mut(),
+                ptr::null(),
+                &raw const MM.0,
             )
         };
         // INVARIANT: Returned by `debugfs_create_dir()`.

@@ -16,8 +16,45 @@
 //! | [`walk`] | the VMAs that may map a folio | behind safe methods |
 //! | [`policy`] | what becomes of a VMA | no |
 //! | [`stats`] | counters, striped by CPU | no |
+//! | [`trace`] | tracepoints, defined in C | no |
 //! | `debug` | what the files in debugfs show | no |
+//! | [`who`] | who maps a page: for other modules | no |
+//! | [`shim`] | the module's own C, `rust/shim.c` | behind safe methods |
 //! | [`pure`] | logic without kernel types, shared with the host tests | no |
+//!
+//! # States of a VMA
+//!
+//! ```text
+//!                first fault, or a copy that is natural
+//!   Unfaulted ------------------------------------------> Lazy
+//!     |    ^                                              |  ^
+//!     |    |  unlink (from each of the three)      munmap |  | munmap failed
+//!     |    |                                              v  |
+//!     |    +---------------------------------------- Detaching
+//!     |
+//!     | the same, not natural; moved by mremap; of a foreign root
+//!     +-------------------------------------------------> Linked
+//!
+//!   Regular: an ordinary anon_vma. Never from or to Lazy, Linked, Detaching.
+//! ```
+//!
+//! [`pure::state`] decides, [`vma::Vma`] has the transitions as methods, [`trace::lazy_vma`] shows
+//! them.
+//!
+//! # Locks
+//!
+//! | what | read under | written under |
+//! |---|---|---|
+//! | `mm->anon_vma_lazy` | nothing: set once | `mmap_lock` and `page_table_lock` |
+//! | `vma->anon_vma`, to Lazy | nothing: a walk validates it | `mmap_lock` and `page_table_lock` |
+//! | `vma->anon_vma`, to Linked or NULL | the root's rwsem, or `mmap_lock` | `mmap_lock` and the root's rwsem |
+//! | range and offset of a VMA | the root's rwsem, or `mmap_lock` | both, for writing |
+//! | interval tree, detaching list, `Root.mm` | the root's rwsem | the root's rwsem, for writing |
+//! | list of children | its spinlock, a leaf | the same |
+//!
+//! Order: `mmap_lock`, folio lock, root, page table locks. A walk holds one root at a time; nothing is
+//! allocated under one. `Documentation/locking.rst` has the whole of it, and the argument that no
+//! mapping is missed.
 //!
 //! # Lifetime
 //!
@@ -38,9 +75,12 @@ mod policy;
 mod pure;
 mod report;
 mod root;
+mod shim;
 mod stats;
+mod trace;
 mod vma;
 mod walk;
+mod who;
 
 use pure::mode::Mode;
 
@@ -82,6 +122,7 @@ struct AnonVmaLazy {
 
 impl InPlaceModule for AnonVmaLazy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        shim::init();
         policy::MODE.set(Mode::from(module_parameters::enabled.value()));
         try_pin_init!(Self {
             // SAFETY: Kept in the module's value, which is dropped before its memory is freed; the

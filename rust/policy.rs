@@ -72,6 +72,7 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
     }
     // mremap moves the page tables of these without the lock of their anon_vma.
     if vma.is_hugetlb() {
+        stats::count(Event::Hugetlb);
         return Ok(Verdict::Regular);
     }
     let mm = vma.mm();
@@ -86,7 +87,7 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
                 Ok(root) => mm.install(root),
                 // The module is going.
                 Err(e) if e == ENODEV => return Ok(Verdict::Regular),
-                Err(e) => return Err(e),
+                Err(e) => return Err(out_of_memory(e)),
             }
         }
     };
@@ -98,7 +99,7 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
         })
     } else {
         stats::count(Event::Unnatural);
-        let avc = Avc::new()?;
+        let avc = Avc::new().map_err(out_of_memory)?;
         let lock = root.write();
         vma.attach(|vma| {
             vma.link(&lock, avc);
@@ -123,9 +124,15 @@ fn attach(vma: Vma<'_, Unfaulted>, how: Attach, root: &Root) -> Result {
         },
         Attach::Link => vma,
     };
-    let avc = Avc::new()?;
+    let avc = Avc::new().map_err(out_of_memory)?;
     vma.link(&root.write(), avc);
     Ok(())
+}
+
+/// Counts an operation that fails, and passes on why.
+fn out_of_memory(e: Error) -> Error {
+    stats::count(Event::NoMemory);
+    e
 }
 
 /// Attaches `dst`, the copy of `src` in the same mm, to the root that `src` has.
@@ -158,6 +165,7 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
         report_once!("the child's copy of a VMA is attached already\n");
         return Err(ENOMEM);
     };
+    stats::count(Event::Fork);
     let own = parent.owns(root);
     let has_root = mm.root().is_some();
     // Counted once in a fork: the root that it then has serves all of the VMAs.
@@ -168,7 +176,9 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
             let root = match mm.root() {
                 Some(root) => root,
                 // The parent's root keeps the module, so that this fails for want of memory only.
-                None => mm.install(RootRef::new(mm, Some(root)).map_err(|_| ENOMEM)?),
+                None => {
+                    mm.install(RootRef::new(mm, Some(root)).map_err(|_| out_of_memory(ENOMEM))?)
+                }
             };
             attach(vma, how, root)
         }

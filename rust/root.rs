@@ -24,7 +24,7 @@ use crate::{
         },
     },
     report::report_once,
-    stats,
+    shim, stats, trace,
     vma::{
         Area,
         Mm, //
@@ -166,6 +166,44 @@ impl Root {
     pub(crate) fn up(&self) -> Option<&Root> {
         // SAFETY: By the type invariants the pointer is constant, and referenced.
         unsafe { (*self.head.get()).up.cast::<Root>().as_ref() }
+    }
+
+    /// The name under which debugfs and tracepoints show it. Any context.
+    pub(crate) fn id(&self) -> u32 {
+        shim::id(self)
+    }
+
+    /// Whichever of this root and its ancestors has this `anon_vma`, which may be stale: it is
+    /// compared and not looked into.
+    pub(crate) fn ancestor(&self, anon_vma: *mut bindings::anon_vma) -> Option<&Root> {
+        let mut at = Some(self);
+        while let Some(root) = at {
+            if root.is(anon_vma) {
+                break;
+            }
+            at = root.up();
+        }
+        at
+    }
+
+    /// A process that has the root's mm, if it has one still. May sleep; no root's lock may be held.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        shim::pid(self.read().mm()?)
+    }
+
+    /// Calls `each` for the children that are in use, newest first, with no lock held. May sleep, if
+    /// `each` does; the caller keeps the module.
+    pub(crate) fn for_each_child(&self, mut each: impl FnMut(&Root)) {
+        let mut at: Option<RootRef> = None;
+        let parent = NonNull::from(self);
+        // INVARIANT: Pinned; the one before is, too, until this one is found.
+        while let Some(child) = Tree
+            .pin_child(parent, at.as_ref().map(|child| child.0))
+            .map(RootRef)
+        {
+            each(&child);
+            at = Some(child);
+        }
     }
 
     /// The number of roots without an mm among this one and its ancestors.
@@ -313,11 +351,14 @@ impl RootRef {
             // SAFETY: As above.
             unsafe { (*this.head.get()).up = up.head.get() };
         }
+        trace::lazy_root_new(this);
         // Lockless lookups may take references from here on.
         this.refcount().store(1, Release);
         if let Some(up) = this.up() {
             // SAFETY: In no list yet; `free()` takes it off.
             unsafe { up.children.lock().push_front(root) };
+            stats::count(Event::RootFork);
+            trace::lazy_root_link(this);
         }
         stats::count(Event::RootNew);
         // INVARIANT: The count is one.
@@ -355,6 +396,7 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
         return;
     }
     stats::count(Event::RootFree);
+    trace::lazy_root_free(root);
     // SAFETY: From this cache, in the state that the constructor left: see the type invariants.
     unsafe { bindings::kmem_cache_free(CACHE.load(Relaxed), anon_vma.cast()) };
 }
@@ -393,6 +435,8 @@ impl<'a> Write<'a> {
     pub(crate) fn detach(&self) {
         // INVARIANT: The lock is held in write mode.
         self.0.mm.store(ptr::null_mut(), Release);
+        stats::count(Event::RootDetach);
+        trace::lazy_root_detach(self.0);
     }
 
     /// Puts a VMA at the end of the detaching list.

@@ -4,7 +4,8 @@
 
 use crate::pure::counters::{
     Counters,
-    Event, //
+    Event,
+    Gauge, //
 };
 use kernel::cpu::CpuId;
 
@@ -20,4 +21,9 @@ pub(crate) fn count(event: Event) {
 /// The number of these events so far.
 pub(crate) fn sum(event: Event) -> u64 {
     COUNTERS.sum(event)
+}
+
+/// The value of a gauge.
+pub(crate) fn gauge(gauge: &Gauge) -> u64 {
+    COUNTERS.gauge(gauge)
 }

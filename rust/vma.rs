@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`Area`] | the memory is that of some VMA, maybe free by now | racy reads, to be validated |
 //! | [`MmapLocked`] | in the tree, `mmap_lock` is held | range and offset are stable |
+//! | [`Locked`] | an mm; `mmap_lock` is held for reading | go through its VMAs, look at their states |
 //! | [`Exclusive`] | nobody else attaches or unlinks it | decode the state, begin a transition |
 //! | [`Vma<S>`](Vma) | it is in state `S`, and exclusive | the transitions out of `S`, no other |
 
@@ -29,6 +30,7 @@ use crate::{
         Write, //
     },
     stats,
+    trace, //
 };
 use core::{
     marker::PhantomData,
@@ -40,9 +42,14 @@ use core::{
 };
 use kernel::{
     bindings,
+    mm::{
+        MmWithUser,
+        MmapReadGuard, //
+    },
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Acquire,
             Atomic,
@@ -83,6 +90,12 @@ impl Mm {
         let anon_vma = self.lazy().load(Acquire);
         // SAFETY: The mm holds a reference to its root while it has VMAs.
         (!anon_vma.is_null()).then(|| unsafe { Root::from_anon_vma(anon_vma) })
+    }
+
+    /// Whether `root` is its root.
+    #[inline]
+    pub(crate) fn has_root(&self, root: &Root) -> bool {
+        self.root().is_some_and(|own| ptr::eq(own, root))
     }
 
     /// Gives the mm its root, unless another thread was faster, and returns the one that it has.
@@ -133,6 +146,53 @@ impl Mm {
         // SAFETY: Entries of the tree are VMAs, whose memory stays that of a VMA for as long as the
         // RCU read lock is held.
         unsafe { entry.cast::<Area>().as_ref() }.map(|area| (area, index))
+    }
+}
+
+/// An mm whose `mmap_lock` is held for reading, by this value.
+///
+/// VMAs of its tree keep their range, their `anon_vma` if they have one and, then, their list head:
+/// who unlinks, splits, moves or unmaps one holds the lock for writing. A fault may give an
+/// Unfaulted one its `anon_vma` meanwhile, with the list head complete before.
+///
+/// # Invariants
+///
+/// The lock is held, and the mm has users: it does not go.
+pub(crate) struct Locked<'a> {
+    mm: &'a Mm,
+    _guard: MmapReadGuard<'a>,
+}
+
+impl<'a> Locked<'a> {
+    /// Takes the lock. May sleep; no other `mmap_lock` and no root's lock may be held.
+    pub(crate) fn new(user: &'a MmWithUser) -> Self {
+        let guard = user.mmap_read_lock();
+        Self {
+            // SAFETY: A transparent wrapper of the same; users keep the mm, and the tree of an mm
+            // that runs is in RCU mode.
+            // INVARIANT: Just locked.
+            mm: unsafe { &*user.as_raw().cast() },
+            _guard: guard,
+        }
+    }
+
+    /// The pointer.
+    pub(crate) fn as_ptr(&self) -> *mut bindings::mm_struct {
+        self.mm.as_ptr()
+    }
+
+    /// The mm.
+    pub(crate) fn mm(&self) -> &'a Mm {
+        self.mm
+    }
+
+    /// The first VMA that ends behind `from`.
+    pub(crate) fn next(&self, from: usize) -> Option<&MmapLocked> {
+        let rcu = rcu::read_lock();
+        let (area, _) = self.mm.lookup(from, usize::MAX, &rcu)?;
+        // SAFETY: Found in the tree, and by the type invariant the lock is held, which keeps it there
+        // for as long as `self` is borrowed.
+        Some(unsafe { MmapLocked::from_raw(area.as_ptr()) })
     }
 }
 
@@ -247,6 +307,28 @@ impl Area {
             && self.is_natural()
     }
 
+    /// The address of the page with this anonymous page offset.
+    ///
+    /// It is one of the VMA if a walk over that offset has found the VMA.
+    pub(crate) fn address_of(&self, pgoff: usize) -> usize {
+        // SAFETY: The memory is that of a VMA.
+        let first = unsafe { bindings::vma_start_anon_pgoff(self.as_ptr()) };
+        self.start()
+            .wrapping_add(pgoff.wrapping_sub(first) << PAGE_SHIFT)
+    }
+
+    /// A reference to the users of the VMA's mm, unless there are none any more. Any context.
+    ///
+    /// It must not be dropped under a root's lock: the last one frees the mm, which takes that.
+    ///
+    /// # Safety
+    ///
+    /// The VMA was found by a walk, and the lock is held that it was found under.
+    pub(crate) unsafe fn users(&self) -> Option<ARef<MmWithUser>> {
+        // SAFETY: Whoever frees the mm has taken its VMAs from their root before, under that lock.
+        unsafe { kernel::mm::Mm::from_raw(self.mm_ptr()) }.mmget_not_zero()
+    }
+
     /// Whether it covers one of the addresses from `start` to `last`.
     #[inline]
     pub(crate) fn intersects(&self, start: usize, last: usize) -> bool {
@@ -298,6 +380,38 @@ impl MmapLocked {
     pub(crate) fn mm(&self) -> &Mm {
         // SAFETY: A VMA in a tree has an mm, which `mmap_lock` keeps.
         unsafe { &*self.mm_ptr().cast() }
+    }
+
+    /// The lazy root that it has.
+    pub(crate) fn root(&self) -> Option<&Root> {
+        let anon_vma = self.0.anon_vma_field().load(Acquire);
+        // SAFETY: The `mmap_lock` keeps the VMA's `anon_vma`, and through the reference of the mm, of
+        // the VMA or of an `anon_vma_chain` that is in use.
+        unsafe { bindings::anon_vma_is_lazy(anon_vma).then(|| Root::from_anon_vma(anon_vma)) }
+    }
+
+    /// The state, to be shown. [`None`] for a pair of facts that no transition leads to.
+    pub(crate) fn state(&self) -> Option<State> {
+        let Some(root) = self.root() else {
+            return Some(if self.has_anon_vma() {
+                State::Regular
+            } else {
+                State::Unfaulted
+            });
+        };
+        let anon = if self.mm().has_root(root) {
+            Anon::Own
+        } else {
+            Anon::Foreign
+        };
+        // It was complete before `anon_vma` was set, and no VMA in the tree is on a detaching list
+        // while `mmap_lock` is held.
+        let chain = if self.chain_next() == self.list_head() {
+            Chain::Empty
+        } else {
+            Chain::Links
+        };
+        state::decode(anon, chain).ok()
     }
 
     /// Whether it is a mapping of huge pages.
@@ -381,7 +495,7 @@ impl<'a> Exclusive<'a> {
     /// Whether `root` is the root of the VMA's mm.
     #[inline]
     pub(crate) fn owns(&self, root: &Root) -> bool {
-        self.mm().root().is_some_and(|own| ptr::eq(own, root))
+        self.mm().has_root(root)
     }
 
     /// The lazy root that it has.
@@ -506,9 +620,15 @@ impl<'a, S> Vma<'a, S> {
         Exclusive(self.area).root()
     }
 
-    /// Leaves the `anon_vma`; the caller has seen to the list head.
+    /// Leaves the `anon_vma`; the caller has seen to the list head, and says what the state was.
     #[inline]
-    fn unfault(self) -> Vma<'a, Unfaulted> {
+    fn unfault(self, from: State) -> Vma<'a, Unfaulted> {
+        trace::lazy_vma(
+            || self.root().map_or(0, Root::id),
+            self.area,
+            from,
+            State::Unfaulted,
+        );
         self.area.anon_vma_field().store(ptr::null_mut(), Relaxed);
         stats::count(Event::Unlinked);
         Vma::new(self.area)
@@ -533,6 +653,7 @@ impl<'a> Vma<'a, Unfaulted> {
             .anon_vma_field()
             .store(root.as_anon_vma(), Release);
         stats::count(Event::Lazy);
+        trace::lazy_vma(|| root.id(), self.area, State::Unfaulted, State::Lazy);
         // INVARIANT: The list head of an Unfaulted VMA is empty.
         Ok(Vma::new(self.area))
     }
@@ -547,6 +668,12 @@ impl<'a> Vma<'a, Unfaulted> {
             .anon_vma_field()
             .store(lock.root().as_anon_vma(), Release);
         stats::count(Event::Linked);
+        trace::lazy_vma(
+            || lock.root().id(),
+            self.area,
+            State::Unfaulted,
+            State::Linked,
+        );
         // INVARIANT: That of `self`.
         if !Exclusive(self.area).owns(lock.root()) {
             stats::count(Event::Foreign);
@@ -564,6 +691,12 @@ impl<'a> Vma<'a, Lazy> {
     pub(crate) fn detaching(self, lock: &Write<'_>) -> Vma<'a, Detaching> {
         lock.push_detaching(self.area);
         stats::count(Event::Detaching);
+        trace::lazy_vma(
+            || lock.root().id(),
+            self.area,
+            State::Lazy,
+            State::Detaching,
+        );
         Vma::new(self.area)
     }
 
@@ -572,12 +705,12 @@ impl<'a> Vma<'a, Lazy> {
     pub(crate) fn unlink(self) -> Vma<'a, Unfaulted> {
         match self.root() {
             // A detached mm is entered no more, and whoever was in it when that was done is out.
-            Some(root) if root.is_detached() => self.unfault(),
+            Some(root) if root.is_detached() => self.unfault(State::Lazy),
             Some(root) => {
                 let _lock = root.write();
-                self.unfault()
+                self.unfault(State::Lazy)
             }
-            None => self.unfault(),
+            None => self.unfault(State::Lazy),
         }
     }
 }
@@ -587,6 +720,13 @@ impl<'a> Vma<'a, Detaching> {
     #[inline]
     pub(crate) fn undo(self, lock: &Write<'_>) -> Vma<'a, Lazy> {
         lock.remove_detaching(self.area);
+        stats::count(Event::Undone);
+        trace::lazy_vma(
+            || lock.root().id(),
+            self.area,
+            State::Detaching,
+            State::Lazy,
+        );
         Vma::new(self.area)
     }
 
@@ -598,7 +738,8 @@ impl<'a> Vma<'a, Detaching> {
             lock.remove_detaching(self.area);
             lock
         });
-        self.unfault()
+        stats::count(Event::UnlinkedDetaching);
+        self.unfault(State::Detaching)
     }
 }
 
@@ -607,14 +748,15 @@ impl<'a> Vma<'a, Linked> {
     ///
     /// It may be the last one, and the last thing that holds the module: it is for the core to drop.
     pub(crate) fn unlink(self) -> (Vma<'a, Unfaulted>, Option<*mut bindings::anon_vma>) {
+        stats::count(Event::UnlinkedLinked);
         let Some(root) = self.root() else {
-            return (self.unfault(), None);
+            return (self.unfault(State::Linked), None);
         };
         // INVARIANT: That of `self`.
         let own = Exclusive(self.area).owns(root);
         let (avc, vma) = {
             let lock = root.write();
-            (Avc::remove(self.area, &lock), self.unfault())
+            (Avc::remove(self.area, &lock), self.unfault(State::Linked))
         };
         drop(avc);
         (vma, (!own).then(|| root.as_anon_vma()))

@@ -14,7 +14,8 @@
 use crate::{
     pure::{
         counters::Event,
-        family, //
+        family,
+        state::State, //
     },
     root::{
         Read,
@@ -22,9 +23,11 @@ use crate::{
         Tree, //
     },
     stats,
-    vma::Area,
+    trace,
+    vma::Area, //
 };
 use core::{
+    marker::PhantomData,
     mem::ManuallyDrop,
     ptr::{
         self,
@@ -33,8 +36,10 @@ use core::{
 };
 use kernel::{
     bindings,
+    mm::MmWithUser,
     page::PAGE_SHIFT,
     sync::{
+        aref::ARef,
         barrier::{
             smp_mb,
             Read as ReadBarrier, //
@@ -81,20 +86,58 @@ impl Walk {
     ///
     /// Until the next call the lock of a root is held that keeps the VMA and its page tables.
     pub(crate) fn next(&mut self) -> Option<NonNull<bindings::vm_area_struct>> {
+        if self.is_new() {
+            stats::count(Event::Walk);
+            self.trace_visit();
+        }
         loop {
             if let Some(vma) = self.visit() {
+                stats::count(Event::Found);
                 return Some(vma);
             }
-            if self.may_stop() || !self.descend() {
+            let early = self.may_stop();
+            if early || !self.descend() {
+                stats::count(if early && !self.0.start_only {
+                    Event::WalkStop
+                } else {
+                    Event::WalkEnd
+                });
+                trace::lazy_walk_end(self.start(), self.at(), early);
                 return None;
             }
+            self.trace_visit();
         }
+    }
+
+    /// Whether nothing was looked at yet. The first visit leaves this place: it finds a VMA, whose
+    /// end is not 0, or goes on to the interval tree.
+    #[inline]
+    fn is_new(&self) -> bool {
+        self.0.stage == stage::VMA_TREE && self.0.pos == 0 && self.0.cur == self.0.start
+    }
+
+    #[inline]
+    fn trace_visit(&self) {
+        trace::lazy_walk_visit(self.start(), self.at(), self.0.first, self.0.last);
+    }
+
+    /// The root that the walk began with.
+    #[inline]
+    fn start(&self) -> &Root {
+        // SAFETY: By the type invariant a lazy root; its lock or a pin on a descendant keeps it.
+        unsafe { Root::from_anon_vma(self.0.start) }
+    }
+
+    /// The root that the walk is at.
+    #[inline]
+    fn at(&self) -> &Root {
+        // SAFETY: By the type invariant a lazy root that is in use.
+        unsafe { Root::from_anon_vma(self.0.cur) }
     }
 
     #[inline]
     fn cur(&self) -> NonNull<Root> {
-        // SAFETY: By the type invariant a lazy root that is in use.
-        NonNull::from(unsafe { Root::from_anon_vma(self.0.cur) })
+        NonNull::from(self.at())
     }
 
     /// The addresses at which VMAs of the VMA tree map the folio: first and last.
@@ -206,9 +249,7 @@ impl Walk {
         if crate::module_parameters::test_break.value() == 1 {
             return false;
         }
-        // SAFETY: By the type invariant; the core dispatched on its mark, and its lock or a pin on a
-        // descendant keeps it.
-        let start = NonNull::from(unsafe { Root::from_anon_vma(self.0.start) });
+        let start = NonNull::from(self.start());
         // SAFETY: The caller gave a control, or NULL.
         let skip = unsafe { self.0.rwc.as_ref() }.is_some_and(|rwc| rwc.try_lock);
 
@@ -252,5 +293,82 @@ impl Walk {
             return true;
         }
         false
+    }
+}
+
+/// A walk that the module makes itself.
+///
+/// # Invariants
+///
+/// Those of [`Walk`]; the walk owns the lock of `cur`, but at its end.
+pub(crate) struct OwnWalk<'a> {
+    walk: Walk,
+    _start: PhantomData<&'a Root>,
+}
+
+impl<'a> OwnWalk<'a> {
+    /// Begins a walk over the VMAs that may map the anonymous page offset `pgoff` of `start`. May
+    /// sleep; no root's lock may be held, and nothing may allocate until the walk is dropped.
+    pub(crate) fn new(start: &'a Root, pgoff: usize) -> Self {
+        let _ = ManuallyDrop::new(start.read());
+        // INVARIANT: Locked just now, and nothing was looked at.
+        Self {
+            walk: Walk(bindings::anon_rmap_iter {
+                start: start.as_anon_vma(),
+                cur: start.as_anon_vma(),
+                first: pgoff,
+                last: pgoff,
+                lazy: true,
+                owned: true,
+                ..pin_init::zeroed()
+            }),
+            _start: PhantomData,
+        }
+    }
+
+    /// The next VMA.
+    pub(crate) fn next(&mut self) -> Option<Found<'_>> {
+        let vma = self.walk.next()?;
+        // SAFETY: Found by the walk, which keeps it until it is asked again.
+        let area = unsafe { vma.cast::<Area>().as_ref() };
+        Some(Found {
+            area,
+            how: match self.walk.0.stage {
+                stage::VMA_TREE => State::Lazy,
+                stage::INTERVAL_TREE => State::Linked,
+                _ => State::Detaching,
+            },
+            // SAFETY: As above: the walk holds the lock.
+            users: unsafe { area.users() },
+        })
+    }
+
+    /// Goes on to the next VMA without a look at it. False at the end.
+    pub(crate) fn skip(&mut self) -> bool {
+        self.walk.next().is_some()
+    }
+}
+
+/// What an [`OwnWalk`] has found. The VMA, and its page tables, are kept until it goes on.
+pub(crate) struct Found<'a> {
+    /// The VMA.
+    pub(crate) area: &'a Area,
+    /// Its state: where it was found.
+    pub(crate) how: State,
+    /// The users of its mm, if it has any still. To be dropped after the walk: see [`Area::users`].
+    pub(crate) users: Option<ARef<MmWithUser>>,
+}
+
+impl Drop for OwnWalk<'_> {
+    fn drop(&mut self) {
+        if self.walk.0.owned {
+            // SAFETY: By the type invariant the walk holds it.
+            drop(unsafe { Read::adopt(Root::from_anon_vma(self.walk.0.cur)) });
+        }
+        if self.walk.0.cur != self.walk.0.start {
+            // SAFETY: The pin of the walk. The root that it began with is borrowed, and holds the
+            // module.
+            unsafe { Root::unpin(self.walk.cur()) };
+        }
     }
 }

@@ -9,4 +9,5 @@ pub(crate) mod counters;
 pub(crate) mod family;
 pub(crate) mod mode;
 pub(crate) mod natural;
+pub(crate) mod pid;
 pub(crate) mod state;

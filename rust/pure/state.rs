@@ -52,6 +52,30 @@ pub(crate) enum State {
     Regular,
 }
 
+impl State {
+    /// The number that tracepoints use, which `rust/anon_vma_lazy_trace.h` gives names to.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            State::Unfaulted => 0,
+            State::Lazy => 1,
+            State::Linked => 2,
+            State::Detaching => 3,
+            State::Regular => 4,
+        }
+    }
+
+    /// The name that debugfs shows.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            State::Unfaulted => "unfaulted",
+            State::Lazy => "lazy",
+            State::Linked => "linked",
+            State::Detaching => "detaching",
+            State::Regular => "regular",
+        }
+    }
+}
+
 /// Derives the state.
 ///
 /// # Errors
@@ -130,6 +154,21 @@ mod tests {
 
     const ANON: [Anon; 4] = [Anon::None, Anon::Own, Anon::Foreign, Anon::Regular];
     const CHAIN: [Chain; 3] = [Chain::Empty, Chain::Links, Chain::Detaching];
+
+    #[test]
+    fn states_have_names_and_codes_of_their_own() {
+        let all = [
+            State::Unfaulted,
+            State::Lazy,
+            State::Linked,
+            State::Detaching,
+            State::Regular,
+        ];
+        for (index, state) in all.into_iter().enumerate() {
+            assert_eq!(usize::from(state.code()), index);
+            assert_eq!(all.iter().filter(|s| s.name() == state.name()).count(), 1);
+        }
+    }
 
     #[test]
     fn each_pair_of_facts_has_one_meaning() {

@@ -13,7 +13,7 @@ from .kernel import Kernel, Module
 from .ktap import Result
 
 # The tests of a patched guest, in order; taint looks back on all of them.
-GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "taint")
+GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "inside", "who", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
 LAZY_TESTS = ("boot", "rmap", "features", "cost", "stress", "fail", "leaks", "taint")
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
@@ -145,10 +145,11 @@ class Bench:
         if module:
             name = "module" if variant == "release" else f"module-{variant}"
             output = TOP / "build" / arch / name if variant != "release" else None
-            self.module = Module(toolchain, arch, self.kernel.build_dir, output).build()
+            self.module = Module(toolchain, arch, self.kernel.build_dir, output,
+                                 samples=True).build()
         self.programs = guest.compile_programs(toolchain, arch, self.kernel.source, log)
-        self.initrd = guest.initramfs(toolchain, arch, self.kernel,
-                                      self.module and self.module.file, self.programs, log)
+        modules = [self.module.file, self.module.sample] if self.module else []
+        self.initrd = guest.initramfs(toolchain, arch, self.kernel, modules, self.programs, log)
 
 
 def guest_options(mode, variant, tests, limit):

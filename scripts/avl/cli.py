@@ -6,7 +6,8 @@ import shutil
 import signal
 import sys
 
-from . import check, common, guest, kernel, lint, mutants, report, selftests, source, workload
+from . import (check, common, facts, guest, kernel, lint, mutants, report, selftests, source,
+               workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -19,6 +20,15 @@ def cmd_kernel(toolchain, arch):
 def cmd_modules(toolchain, arch):
     module = kernel.module_for_user(toolchain, arch).build()
     say(f"module: {module.file}")
+
+
+def cmd_samples(toolchain, arch):
+    module = kernel.module_for_user(toolchain, arch, samples=True).build()
+    programs = guest.compile_programs(toolchain, arch, module.source,
+                                      common.log_path(f"guest-{arch}"))
+    say(f"modules: {module.file}, {module.sample}")
+    say("programs, static: " + ", ".join(f"{programs}/{file.stem}"
+                                         for file in sorted((TOP / "samples").glob("*.c"))))
 
 
 def cmd_modules_install(toolchain, arch):
@@ -103,6 +113,8 @@ COMMANDS = {
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),
     "mutants": (mutants.mutants, True),
+    "samples": (cmd_samples, True),
+    "facts": (facts.facts, False),
     "patches-apply": (lambda *_: source.apply_for_user(), False),
     "report": (lambda *_: report.report(), False),
     "rustfmt": (lambda toolchain, _: lint.rustfmt(toolchain, check=False), True),

@@ -67,10 +67,10 @@ def kunit_suites():
     return sorted(names)
 
 
-def initramfs(toolchain, arch, kernel, module, programs, log, more=(), kind=""):
+def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind=""):
     """
-    An initramfs for this module, made by the kernel's gen_init_cpio. Returns the file. `more` are
-    rows for that, and `kind` tells such an image from the usual one.
+    An initramfs with these modules, made by the kernel's gen_init_cpio. Returns the file. `more`
+    are rows for that, and `kind` tells such an image from the usual one.
     """
     out = TOP / "build" / arch / "-".join(filter(None, ("initramfs", kernel.variant, kind)))
     out.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,8 @@ def initramfs(toolchain, arch, kernel, module, programs, log, more=(), kind=""):
             f"file /bin/busybox {out}/busybox 755 0 0",
             f"file /init {TOP}/scripts/guest/init 755 0 0",
             f"file /avl/kunit-suites {out}/kunit-suites 644 0 0"]
-    if module:
-        rows.append(f"file /avl/anon_vma_lazy.ko {module} 644 0 0")
+    for module in modules:
+        rows.append(f"file /avl/{module.name} {module} 644 0 0")
     for script in ("run-tests", "run-workload"):
         rows.append(f"file /avl/{script} {TOP}/scripts/guest/{script} 755 0 0")
     for test in sorted((TOP / "tests/guest").iterdir()):
@@ -95,7 +95,7 @@ def initramfs(toolchain, arch, kernel, module, programs, log, more=(), kind=""):
     for sample in sorted((TOP / "samples").glob("*.c")):
         rows.append(f"file /avl/{sample.stem} {programs}/{sample.stem} 755 0 0")
     rows += more
-    if any(" " in str(p) for p in (TOP, out, module or "", programs)):
+    if any(" " in str(p) for p in (TOP, out, *modules, programs)):
         raise Failure(f"the path {TOP} has a blank in it, which gen_init_cpio cannot take")
     (out / "list").write_text("\n".join(rows) + "\n")
     image = out / "initramfs.cpio"

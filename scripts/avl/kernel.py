@@ -214,9 +214,10 @@ def check_kdir(kdir, arch, toolchain):
 class Module:
     """anon_vma_lazy.ko, built against one kernel build directory, from the sources in `top`."""
 
-    def __init__(self, toolchain, arch, kdir, output=None, top=TOP):
+    def __init__(self, toolchain, arch, kdir, output=None, top=TOP, samples=False):
         self.top = top
         self.toolchain = toolchain
+        self.samples = samples
         self.arch = arch
         self.kdir = kdir
         self.output = output or common.path_setting("MO") or TOP / "build" / arch / "module"
@@ -226,11 +227,18 @@ class Module:
     def file(self):
         return self.output / "anon_vma_lazy.ko"
 
+    @property
+    def sample(self):
+        """The module that uses this one."""
+        return self.output / "samples/rmap_who/rmap_who.ko"
+
     def make(self, *targets, clippy=False):
-        argv = ["make", "-C", str(self.kdir), f"M={self.top}", f"MO={self.output}", f"ARCH={self.arch}",
-                f"LLVM={self.toolchain.llvm}", f"-j{common.jobs()}"]
+        argv = ["make", "-C", str(self.kdir), f"M={self.top}", f"MO={self.output}",
+                f"ARCH={self.arch}", f"LLVM={self.toolchain.llvm}", f"-j{common.jobs()}"]
         if clippy:
             argv.append("CLIPPY=1")
+        if self.samples:
+            argv.append("AVL_SAMPLES=y")
         for name in ("V", "INSTALL_MOD_PATH", "INSTALL_MOD_DIR"):
             if common.setting(name):
                 argv.append(f"{name}={common.setting(name)}")
@@ -272,7 +280,7 @@ def built_kernel(toolchain, arch):
     return kernel if kernel.is_built() else None
 
 
-def module_for_user(toolchain, arch):
+def module_for_user(toolchain, arch, samples=False):
     """What plain `make` builds: against KDIR, or against the kernel of `make kernel`."""
     kdir = common.path_setting("KDIR")
     if not kdir:
@@ -281,4 +289,4 @@ def module_for_user(toolchain, arch):
             raise Failure(f"no up-to-date {arch} kernel to build against: run 'make kernel', or "
                           "give KDIR=<kernel build directory>")
         kdir = kernel.build_dir
-    return Module(toolchain, arch, Path(kdir))
+    return Module(toolchain, arch, Path(kdir), samples=samples)

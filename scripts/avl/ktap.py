@@ -13,7 +13,7 @@ SKIPS = TOP / "tests/expected-skips"
 
 @dataclass
 class Result:
-    """One test: where it is, 'passed', 'failed' or 'skipped', why, and lines of a log as evidence."""
+    """One test: where it is, 'passed', 'failed' or 'skipped', why, and lines of a log."""
     name: str
     status: str
     reason: str = ""

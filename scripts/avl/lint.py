@@ -37,10 +37,12 @@ def rustfmt(toolchain, check=True):
 
 def clippy(toolchain, arch):
     built = kernel.Kernel(toolchain, arch).build()
-    module = kernel.Module(toolchain, arch, built.build_dir, TOP / "build" / arch / "clippy")
+    module = kernel.Module(toolchain, arch, built.build_dir, TOP / "build" / arch / "clippy",
+                           samples=True)
     module.prepare_output()
-    for old in (module.output / "rust").glob("*") if (module.output / "rust").is_dir() else ():
-        old.unlink()
+    for part in ("rust", "samples/rmap_who"):
+        for old in (module.output / part).glob("*"):
+            old.unlink()
     log = common.log_path("clippy")
     log.write_text("")
     toolchain.run(module.make("modules", clippy=True), log, "clippy, module")
@@ -64,11 +66,14 @@ def checkpatch(toolchain):
     log.write_text("")
     base = ["perl", tree / "scripts/checkpatch.pl", "--strict", "--root", tree, "--show-types"]
     toolchain.run(base + source.series(), log, "checkpatch, patches", cwd=tree)
-    # C of this tree is user space: without the kernel's types, and with volatile where C wants
-    # it (sig_atomic_t).
+    # C of this tree is user space, but for the module's: without the kernel's types, and with
+    # volatile where C wants it (sig_atomic_t). TRACE_EVENT has a form of its own.
     files = [f for f in tracked() if f.suffix in (".c", ".h")]
-    toolchain.run(base + ["--no-tree", "--ignore", "PREFER_KERNEL_TYPES,VOLATILE", "--file",
-                          *files], log, "checkpatch, tests and samples", cwd=tree)
+    traces = [f for f in files if f.name.endswith("_trace.h")]
+    for some, ignore in (([f for f in files if f not in traces], "PREFER_KERNEL_TYPES,VOLATILE"),
+                         (traces, "PARENTHESIS_ALIGNMENT,OPEN_ENDED_LINE")):
+        toolchain.run(base + ["--no-tree", "--ignore", ignore, "--file", *some], log,
+                      "checkpatch, C of this tree", cwd=tree)
 
 
 def shellcheck(toolchain):

@@ -44,8 +44,9 @@ def mutated_copy(mutant):
     if tree.exists():
         shutil.rmtree(tree)
     tree.mkdir(parents=True)
+    parts = ("Kbuild", "include", "rust", "samples/rmap_who", "tests/host")
     names = (common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard",
-                            "Kbuild", "rust", "tests/host"]) or "").split("\n")
+                            *parts]) or "").split("\n")
     for name in filter(None, names):
         if (TOP / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +66,8 @@ def caught_on_host(toolchain, mutant, tree):
     log = common.log_path(f"mutant-{mutant.name}")
     log.write_text("")
     try:
-        toolchain.run(["cargo", "test", "--locked", "--manifest-path", tree / "tests/host/Cargo.toml",
-                       mutant.test], log, mutant.name,
+        toolchain.run(["cargo", "test", "--locked", "--manifest-path",
+                       tree / "tests/host/Cargo.toml", mutant.test], log, mutant.name,
                       env={"CARGO_TARGET_DIR": TOP / "build/mutants/host"})
     except Failure:
         text = log.read_text(errors="replace")
@@ -159,8 +160,9 @@ def one(toolchain, arch, guests, bench, mutant):
     if mutant.mode == "host":
         return caught_on_host(toolchain, mutant, tree)
     output = TOP / "build" / "mutants" / f"module-{mutant.variant}"
-    module = Module(toolchain, arch, bench.kernel.build_dir, output, top=tree)
+    module = Module(toolchain, arch, bench.kernel.build_dir, output, top=tree, samples=True)
     module.build(may_warn=True)
     log = common.log_path(f"guest-{arch}")
-    initrd = guest.initramfs(toolchain, arch, bench.kernel, module.file, bench.programs, log)
+    initrd = guest.initramfs(toolchain, arch, bench.kernel, [module.file, module.sample],
+                             bench.programs, log)
     return caught_in_guest(guests, mutant, bench.kernel, initrd)

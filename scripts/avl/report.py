@@ -98,7 +98,8 @@ def page(records):
     if totals:
         arches = sorted({arch for values in totals.values() for arch in values})
         lines += ["", "## How often the module went each way", "",
-                  "Counters of the module at the end of the guests; 0 is a way that no test went.", "",
+                  "Counters of the module at the end of the guests; 0 is a way that no test went.",
+                  "",
                   f"| counter | {' | '.join(arches)} |", f"|---|{'---|' * len(arches)}"]
         lines += [f"| {name} | {' | '.join(str(values.get(arch, '-')) for arch in arches)} |"
                   for name, values in sorted(totals.items())]
@@ -117,7 +118,8 @@ def page(records):
 def to_html(text):
     """The same as HTML: headings, tables, lists and paragraphs are all that there is."""
     out = ["<!DOCTYPE html><meta charset=utf-8><title>anon_vma_lazy</title>",
-           "<style>body{font:14px sans-serif;margin:2em}td,th{border:1px solid #999;padding:2px 8px;"
+           "<style>body{font:14px sans-serif;margin:2em}"
+           "td,th{border:1px solid #999;padding:2px 8px;"
            "text-align:left}table{border-collapse:collapse}</style>"]
     kind = None
     ends = {"table": "</table>", "list": "</ul>", None: ""}

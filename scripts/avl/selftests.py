@@ -145,8 +145,9 @@ def initramfs(toolchain, kernel, arch, bench, directory, tests):
             f"file /avl/selftests/list {directory}/list 644 0 0"]
     rows += [f"file /avl/selftests/{program} {directory}/{program} 755 0 0"
              for program in sorted({command.split()[0] for _, command in tests})]
-    return guest.initramfs(toolchain, arch, kernel, bench.module and bench.module.file,
-                           bench.programs, log, rows, "selftests")
+    modules = [bench.module.file] if bench.module else []
+    return guest.initramfs(toolchain, arch, kernel, modules, bench.programs, log, rows,
+                           "selftests")
 
 
 def parse(text):
@@ -160,8 +161,8 @@ def parse(text):
             found[label] = {}
         elif end:
             status = int(end.group(2))
-            found[label]["exit"] = {0: "ok", 4: "SKIP"}.get(status, "TIMEOUT" if status in (124, 137)
-                                                           else f"not ok ({status})")
+            other = "TIMEOUT" if status in (124, 137) else f"not ok ({status})"
+            found[label]["exit"] = {0: "ok", 4: "SKIP"}.get(status, other)
             label = None
         elif label:
             verdict = re.match(r"^(ok|not ok) \d+(?: -)?\s*(.*?)(?:\s*# (SKIP|XFAIL)\b\s*(.*))?$",

@@ -22,10 +22,10 @@
 #define AVL_SYSCTL "/proc/sys/vm/anon_vma_lazy"
 #define AVL_COUNTERS "/sys/kernel/debug/anon_vma_lazy/counters"
 
-/* Load the module; 0 or -errno. */
-static inline int avl_load(const char *params)
+/* Load a module from a file; 0 or -errno. */
+static inline int avl_load_file(const char *file, const char *params)
 {
-	int fd = open(AVL_MODULE, O_RDONLY | O_CLOEXEC);
+	int fd = open(file, O_RDONLY | O_CLOEXEC);
 	int err = 0;
 
 	if (fd < 0)
@@ -34,6 +34,12 @@ static inline int avl_load(const char *params)
 		err = -errno;
 	close(fd);
 	return err;
+}
+
+/* Load the module; 0 or -errno. */
+static inline int avl_load(const char *params)
+{
+	return avl_load_file(AVL_MODULE, params);
 }
 
 /* Unload the module; 0 or -errno. */

@@ -79,12 +79,13 @@ FIXTURE(cost)
 
 /* So many objects more than before the test, of each cache. */
 #define EXPECT_MORE(roots, anon_vmas, avcs) do {						\
-	EXPECT_EQ(await_objects(ROOTS, self->before[ROOTS] + (roots)),				\
-		  self->before[ROOTS] + (roots));						\
-	EXPECT_EQ(await_objects(ANON_VMAS, self->before[ANON_VMAS] + (anon_vmas)),		\
-		  self->before[ANON_VMAS] + (anon_vmas));					\
-	EXPECT_EQ(await_objects(AVCS, self->before[AVCS] + (avcs)),				\
-		  self->before[AVCS] + (avcs));							\
+	const long more_[CACHES] = {								\
+		[ROOTS] = (roots), [ANON_VMAS] = (anon_vmas), [AVCS] = (avcs),			\
+	};											\
+												\
+	for (int c_ = 0; c_ < CACHES; c_++)							\
+		EXPECT_EQ(await_objects(c_, self->before[c_] + more_[c_]),			\
+			  self->before[c_] + more_[c_]);					\
 } while (0)
 
 FIXTURE_SETUP(cost)

@@ -361,19 +361,60 @@ FIXTURE_VARIANT(fail)
 	struct operation op;
 };
 
-#define OPERATION(name, ...) FIXTURE_VARIANT_ADD(fail, name) { .op = { name, __VA_ARGS__ } }
+FIXTURE_VARIANT_ADD(fail, first_fault)
+{
+	.op = { first_fault, before_first_fault, false },
+};
 
-OPERATION(first_fault, before_first_fault, false);
-OPERATION(fork_and_look, NULL, true);
-OPERATION(fork_twice, NULL, true);
-OPERATION(move_away, NULL, true);
-OPERATION(move_half, NULL, true);
-OPERATION(move_and_keep, NULL, true);
-OPERATION(split, NULL, true);
-OPERATION(merge, before_merge, false);
-OPERATION(unmap_the_middle, NULL, false);
-OPERATION(grow, before_grow, false);
-OPERATION(exec, NULL, true);
+FIXTURE_VARIANT_ADD(fail, fork_and_look)
+{
+	.op = { fork_and_look, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, fork_twice)
+{
+	.op = { fork_twice, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, move_away)
+{
+	.op = { move_away, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, move_half)
+{
+	.op = { move_half, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, move_and_keep)
+{
+	.op = { move_and_keep, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, split)
+{
+	.op = { split, NULL, true },
+};
+
+FIXTURE_VARIANT_ADD(fail, merge)
+{
+	.op = { merge, before_merge, false },
+};
+
+FIXTURE_VARIANT_ADD(fail, unmap_the_middle)
+{
+	.op = { unmap_the_middle, NULL, false },
+};
+
+FIXTURE_VARIANT_ADD(fail, grow)
+{
+	.op = { grow, before_grow, false },
+};
+
+FIXTURE_VARIANT_ADD(fail, exec)
+{
+	.op = { exec, NULL, true },
+};
 
 /* Roots that were made and not freed. */
 static long roots(void)

@@ -25,7 +25,7 @@ TEST_F_TIMEOUT(leaks, nothing_is_lost, 900)
 {
 	static char report[1 << 20];
 
-	/* A scan looks at what is some seconds old; one that is just being linked is found twice. */
+	/* A scan looks at what is some seconds old; what is just being linked is found twice. */
 	sleep(6);
 	for (int i = 0; i < 2; i++)
 		ASSERT_EQ(avl_write(KMEMLEAK, "scan", 4), 0);

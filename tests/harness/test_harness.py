@@ -13,8 +13,8 @@ from unittest import mock
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
-from avl import (check, cli, common, guest, kernel, ktap, mutants, report,  # noqa: E402
-                 selftests, source, toolchain, workload)
+from avl import (check, cli, common, facts, guest, kernel, ktap, mutants,  # noqa: E402
+                 report, selftests, source, toolchain, workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -260,6 +260,45 @@ class Wholeness(unittest.TestCase):
         self.assertNotEqual(common.digest("ab", "c"), common.digest("a", "bc"))
 
 
+class Facts(unittest.TestCase):
+    """make facts: what holds in the tree that the series is for, and what does not elsewhere."""
+
+    def test_all_hold_in_the_packaged_source(self):
+        missing = [name for name, holds, *_ in facts.examine(kernel_tree()) if not holds]
+        self.assertEqual(missing, [])
+
+    def test_none_holds_in_an_empty_tree(self):
+        with tempfile.TemporaryDirectory() as name:
+            self.assertFalse(any(holds for _, holds, *_ in facts.examine(Path(name))))
+
+    def test_the_order_counts(self):
+        with tempfile.TemporaryDirectory() as name:
+            tree = Path(name)
+            (tree / "mm").mkdir()
+            text = (kernel_tree() / "mm/mmap.c").read_text()
+            swapped = text.replace("copy_page_range(tmp, mpnt)", "x()").replace(
+                "anon_vma_fork(tmp, mpnt)", "copy_page_range(tmp, mpnt), anon_vma_fork(tmp, mpnt)")
+            for wanted, source_text in ((True, text), (False, swapped)):
+                (tree / "mm/mmap.c").write_text(source_text)
+                seen = {name: holds for name, holds, *_ in facts.examine(tree)}
+                self.assertEqual(seen["fork-order"], wanted)
+
+    def test_a_comment_is_no_fact(self):
+        with tempfile.TemporaryDirectory() as name:
+            tree = Path(name)
+            (tree / "mm").mkdir()
+            (tree / "mm/mremap.c").write_text(
+                "static int move_ptes(int a)\n{\n\t/* if (pmc->need_rmap_locks) "
+                "take_rmap_locks( */\n}\n")
+            self.assertFalse(dict(r[:2] for r in facts.examine(tree))["mremap-may-lock"])
+
+    def test_the_document_names_each(self):
+        text = (TOP / "Documentation/porting.rst").read_text()
+        for name, _, _ in facts.FACTS:
+            if not name.startswith("rust-"):
+                self.assertIn(name, text)
+
+
 class Selection(unittest.TestCase):
     """Tests by name, as a user types them."""
 
@@ -315,7 +354,8 @@ ok 3 # SKIP no room
         base = selftests.parse(self.TEXT)
         same, rows = selftests.compare({"off": base, "on": base}, "x86_64")
         self.assertEqual(([r.status for r in same], rows), (["passed"] * 8, []))
-        for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"), ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
+        for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"),
+                         ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
                          ("ok 1 rmap.a\n", ""), ("## end rmap 1", "## end rmap 0")):
             other = selftests.parse(self.TEXT.replace(old, new, 1))
             results, rows = selftests.compare({"off": base, "on": other}, "x86_64")
@@ -343,7 +383,8 @@ class Report(unittest.TestCase):
         self.assertIn("* check x86_64: two: <why>", text)
         self.assertIn("| walk | 5 |", text)
         self.assertIn("&lt;why&gt;", report.to_html(text))
-        self.assertEqual(report.to_html(text).count("<table>"), report.to_html(text).count("</table>"))
+        html = report.to_html(text)
+        self.assertEqual(html.count("<table>"), html.count("</table>"))
 
 
 class Refusals(unittest.TestCase):
@@ -402,6 +443,9 @@ class Refusals(unittest.TestCase):
 
     def test_ksrc_that_is_none(self):
         self.refused("not a kernel source tree", "patches-apply", "KSRC=/tmp")
+
+    def test_facts_of_no_kernel(self):
+        self.refused("not a kernel source tree", "facts", "KSRC=/tmp")
 
     def test_patches_apply_without_ksrc(self):
         self.refused("needs KSRC=", "patches-apply")

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the module's Rust code needs of C: inline functions and macros that the
+ * kernel has no helper for, and the exports of the module.
+ */
+#include <linux/export.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/random.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/siphash.h>
+#include "../include/anon_rmap.h"
+#include "shim.h"
+
+/* Rust has no macro for this outside of the tree. */
+EXPORT_SYMBOL_GPL(anon_rmap_who);
+
+static_assert(sizeof(struct anon_rmap_where) == 16);
+
+static siphash_key_t id_key;
+
+/* Before anything else here is called. */
+void anon_vma_lazy_shim_init(void)
+{
+	get_random_bytes(&id_key, sizeof(id_key));
+}
+
+/*
+ * A name for an object that does not give its address away. Two objects may have
+ * the same one, and one that is freed leaves it to the next at its place. Any context.
+ */
+u32 anon_vma_lazy_id(const void *address)
+{
+	/* 0 is for "none". */
+	return (u32)siphash_1u64((u64)(uintptr_t)address, &id_key) ?: 1;
+}
+
+/*
+ * A process that has the mm, as the caller names it, or 0. Looks at all of them; the
+ * caller keeps the mm.
+ */
+pid_t anon_vma_lazy_pid(const struct mm_struct *mm)
+{
+	struct task_struct *task;
+	pid_t pid = 0;
+
+	rcu_read_lock();
+	for_each_process(task) {
+		/* Only compared; a kernel thread may borrow it. */
+		if (READ_ONCE(task->mm) == mm && !(task->flags & PF_KTHREAD)) {
+			pid = task_tgid_vnr(task);
+			break;
+		}
+	}
+#ifdef CONFIG_MEMCG
+	/* Threads whose first one is gone: tasklist_lock is not for modules. */
+	task = pid ? NULL : rcu_dereference(mm->owner);
+	if (task)
+		pid = task_tgid_vnr(task);
+#endif
+	rcu_read_unlock();
+	return pid;
+}
+
+/*
+ * The page at an address, referenced, or NULL. Nothing is faulted in. mmap_lock is
+ * held for reading; may sleep.
+ */
+struct page *anon_vma_lazy_get_page(struct mm_struct *mm, unsigned long address)
+{
+	struct page *page;
+
+	/* FOLL_FORCE: also where the process itself may not read. */
+	return get_user_pages_remote(mm, address, 1, FOLL_NOFAULT | FOLL_FORCE,
+				     &page, NULL) == 1 ? page : NULL;
+}
+
+void anon_vma_lazy_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+/*
+ * The anon_vma that the page's folio names, not to be dereferenced, and the anonymous
+ * page offset. NULL for other pages, those of KSM too. The caller's reference keeps
+ * the folio from being split and from being merged by KSM.
+ */
+void *anon_vma_lazy_page_anon_vma(struct page *page, unsigned long *pgoff)
+{
+	const struct folio *folio = page_folio(page);
+	unsigned long mapping = (unsigned long)READ_ONCE(folio->mapping);
+
+	if ((mapping & FOLIO_MAPPING_FLAGS) != FOLIO_MAPPING_ANON)
+		return NULL;
+	*pgoff = page_pgoff(folio, page);
+	return (void *)(mapping - FOLIO_MAPPING_ANON);
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef ANON_VMA_LAZY_SHIM_H
+#define ANON_VMA_LAZY_SHIM_H
+/* C of the module that its Rust calls: rust/shim.rs is the other side. */
+
+#include <linux/types.h>
+
+struct mm_struct;
+struct page;
+
+void anon_vma_lazy_shim_init(void);
+u32 anon_vma_lazy_id(const void *address);
+pid_t anon_vma_lazy_pid(const struct mm_struct *mm);
+struct page *anon_vma_lazy_get_page(struct mm_struct *mm, unsigned long address);
+void anon_vma_lazy_put_page(struct page *page);
+void *anon_vma_lazy_page_anon_vma(struct page *page, unsigned long *pgoff);
+
+#endif /* ANON_VMA_LAZY_SHIM_H */

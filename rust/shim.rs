@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module's own C, `rust/shim.c`: what is inline or a macro in C, and has no helper.
+
+use crate::vma::{
+    Locked,
+    Mm, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    ffi::{
+        c_ulong,
+        c_void, //
+    }, //
+};
+
+// In some configurations bindgen has empty structs inside of these: only pointers are passed.
+#[allow(improper_ctypes)]
+extern "C" {
+    fn anon_vma_lazy_shim_init();
+    fn anon_vma_lazy_id(address: *const c_void) -> u32;
+    fn anon_vma_lazy_pid(mm: *const bindings::mm_struct) -> bindings::pid_t;
+    fn anon_vma_lazy_get_page(
+        mm: *mut bindings::mm_struct,
+        address: c_ulong,
+    ) -> *mut bindings::page;
+    fn anon_vma_lazy_put_page(page: *mut bindings::page);
+    fn anon_vma_lazy_page_anon_vma(page: *mut bindings::page, pgoff: *mut c_ulong) -> *mut c_void;
+}
+
+/// Prepares the others. Once, before the module does anything else. Process context.
+pub(crate) fn init() {
+    // SAFETY: Nothing else of the module runs yet that would read the key.
+    unsafe { anon_vma_lazy_shim_init() };
+}
+
+/// A name for the object that does not tell where it is; never 0. Any context.
+///
+/// Two objects may have the same name, and it is used again with the memory.
+pub(crate) fn id<T>(object: &T) -> u32 {
+    // SAFETY: The address is hashed only.
+    unsafe { anon_vma_lazy_id(core::ptr::from_ref(object).cast()) }
+}
+
+/// A process that has the mm, in the namespace of the current one, or [`None`]. Any context that
+/// may take the RCU read lock; looks at all processes.
+pub(crate) fn pid(mm: &Mm) -> Option<i32> {
+    // SAFETY: The mm is valid; it is compared, and its owner read under RCU.
+    let pid = unsafe { anon_vma_lazy_pid(mm.as_ptr()) };
+    (pid != 0).then_some(pid)
+}
+
+/// A page with a reference.
+///
+/// # Invariants
+///
+/// The pointer is valid, and the value owns one reference to the page's folio.
+pub(crate) struct PageRef(NonNull<bindings::page>);
+
+impl PageRef {
+    /// The page that is mapped at `address`. Nothing is faulted in. May sleep.
+    pub(crate) fn at(mm: &Locked<'_>, address: usize) -> Option<Self> {
+        // SAFETY: `mmap_lock` is held for reading, by the type of `mm`.
+        let page = unsafe { anon_vma_lazy_get_page(mm.as_ptr(), address) };
+        // INVARIANT: Just referenced.
+        NonNull::new(page).map(Self)
+    }
+
+    /// Whether both are the same page.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    /// The `anon_vma` that the folio names, and the anonymous page offset of the page. [`None`] if it
+    /// is not anonymous, or of KSM.
+    ///
+    /// The first is to be compared only: by now nothing may keep it.
+    pub(crate) fn anon_vma(&self) -> Option<(*mut bindings::anon_vma, usize)> {
+        let mut pgoff = 0;
+        // SAFETY: By the type invariant the page is valid, and its folio is not split.
+        let anon_vma = unsafe { anon_vma_lazy_page_anon_vma(self.0.as_ptr(), &raw mut pgoff) };
+        (!anon_vma.is_null()).then_some((anon_vma.cast(), pgoff))
+    }
+}
+
+impl Drop for PageRef {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { anon_vma_lazy_put_page(self.0.as_ptr()) };
+    }
+}
