@@ -324,6 +324,14 @@ class Selection(unittest.TestCase):
         for file in mutants.DIRECTORY.glob("*.patch"):
             mutants.Mutant(file)
 
+    def test_each_mutant_of_the_module_applies(self):
+        for file in mutants.DIRECTORY.glob("module-*.patch"):
+            with open(file, "rb") as text:
+                result = subprocess.run(["patch", "-p1", "-f", "-F0", "--dry-run"], stdin=text,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=TOP,
+                                        check=False)
+            self.assertEqual((file.name, result.returncode), (file.name, 0), result.stdout)
+
 
 class Selftests(unittest.TestCase):
     """The kernel's mm selftests: what is read of them, and what differs."""
