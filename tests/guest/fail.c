@@ -301,7 +301,8 @@ __attribute__((constructor)) static void was_executed(int argc, char **argv)
 static int exec(struct memory *m)
 {
 	execl("/proc/self/exe", "fail", "--was-executed", NULL);
-	return -errno;
+	/* What exec makes of a lack of memory, where it opens the file and copies the arguments. */
+	return errno == ENOENT || errno == E2BIG ? -ENOMEM : -errno;
 }
 
 struct operation {
@@ -309,6 +310,8 @@ struct operation {
 	bool (*before)(struct memory *m);
 	/* The module allocates something in it. */
 	bool allocates;
+	/* All that it allocates it can do without: a fault is tried again. */
+	bool succeeds;
 };
 
 /* In a worker: what should not be. */
@@ -407,7 +410,7 @@ FIXTURE_VARIANT_ADD(fail, unmap_the_middle)
 
 FIXTURE_VARIANT_ADD(fail, grow)
 {
-	.op = { grow, before_grow, false },
+	.op = { grow, before_grow, false, true },
 };
 
 FIXTURE_VARIANT_ADD(fail, exec)
@@ -477,7 +480,7 @@ TEST_F_TIMEOUT(fail, each_allocation, 1200)
 	nr = fail_each(&variant->op, &failed);
 	TH_LOG("%d allocations, %d of them needed", nr, failed);
 	EXPECT_GT(nr, 0);
-	EXPECT_GT(failed, 0);
+	EXPECT_EQ(failed == 0, variant->op.succeeds);
 	EXPECT_SOUND();
 }
 
