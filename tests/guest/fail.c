@@ -301,8 +301,8 @@ __attribute__((constructor)) static void was_executed(int argc, char **argv)
 static int exec(struct memory *m)
 {
 	execl("/proc/self/exe", "fail", "--was-executed", NULL);
-	/* What exec makes of a lack of memory, where it opens the file and copies the arguments. */
-	return errno == ENOENT || errno == E2BIG ? -ENOMEM : -errno;
+	/* What exec makes of a lack of memory, where it opens the file, reads it and copies arguments. */
+	return errno == ENOENT || errno == E2BIG || errno == ENOEXEC ? -ENOMEM : -errno;
 }
 
 struct operation {
