@@ -20,6 +20,9 @@ LAZY_TESTS = ("boot", "rmap", "features", "cost", "stress", "fail", "leaks", "ta
 # freed objects in its quarantine, so that what cost counts means nothing there.
 DEBUG_TESTS = ("fail", "leaks")
 RELEASE_TESTS = ("cost",)
+# What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
+# lazy guest of its own.
+OWN_GUEST = ("features",)
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
@@ -167,14 +170,17 @@ def guest_options(mode, variant, tests, limit):
     return options
 
 
-def guest_check(guests, bench, mode, tests):
-    """The tests of a patched guest of one kind, 'check' or 'lazy': {test: cases} or names."""
+def guest_check(guests, bench, mode, tests, name=None):
+    """
+    The tests of a patched guest of one kind, 'check' or 'lazy': {test: cases} or names. Logs go by
+    the `name`, the kind if there is none.
+    """
     variant = bench.kernel.variant
     tests = tests if isinstance(tests, dict) else wanted(tests)
     limit = common.number("TIMEOUT", TIMEOUTS[variant])
     if "stress" in tests and common.setting("SOAK"):
         limit += 60 * common.number("SOAK", 0)
-    run = guests.run(f"{mode}-{variant}", bench.kernel, bench.initrd, mode,
+    run = guests.run(f"{name or mode}-{variant}", bench.kernel, bench.initrd, mode,
                      guest_options(mode, variant, tests, limit), limit)
     results = guest.judge(run, tuple(tests), bench.kernel.source)
     if any(r.status == "failed" for r in results):
@@ -250,15 +256,15 @@ def check(toolchain, arch):
     if tests:
         with Stage(f"guest tests, {arch} {variant}"):
             results += guest_check(guests, bench, "check", tests)
+    own = {name: cases for name, cases in lazy_tests.items() if name in OWN_GUEST}
+    lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in OWN_GUEST}
     if lazy_tests:
         with Stage(f"guest tests, all lazy, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", lazy_tests)
+    if own:
+        with Stage(f"guest tests, {', '.join(own)}, {arch} {variant}"):
+            results += guest_check(guests, bench, "lazy", {**own, "taint": []}, "features")
     if not common.setting("TESTS") and variant == "release":
-        # Imported here, since it builds on this.
-        from . import selftests  # pylint: disable=import-outside-toplevel
-        results += selftests.stage(toolchain, arch, (("without the module", bench, "selftests"),
-                                                     ("lazy on", bench, "selftests-on")),
-                                   short=True)
         with Stage("guests that must fail"):
             results += harness_guests(guests, bench)
         with Stage(f"unpatched kernel, {arch}"):

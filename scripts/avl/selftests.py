@@ -11,8 +11,8 @@ from .ktap import Result
 from .toolchain import DEB_ARCH, SUITE, Apt
 
 EXPECTED = TOP / "tests/expected-differences"
-# A label, the command in tools/testing/selftests/mm, whether it is on the short list of
-# make check. As in run_vmtests.sh, for what meets an anonymous folio.
+# A label, the command in tools/testing/selftests/mm, whether it is on the short list. As in
+# run_vmtests.sh, for what meets an anonymous folio.
 LIST = (
     ("rmap", "rmap", True),
     ("merge", "merge", True),
@@ -75,16 +75,17 @@ LIMIT = 240
 GUEST_LIMIT = 3600
 
 
-def chosen(arch, short):
-    """[(label, command)] of SELFTESTS=, the short list, or all."""
+def chosen(arch):
+    """[(label, command)] of SELFTESTS=, of the short list (SELFTESTS=short), or all."""
     names = common.setting("SELFTESTS").replace(",", " ").split()
+    if names == ["short"]:
+        names = [label for label, _, is_short in LIST if is_short]
     unknown = sorted(set(names) - {label for label, _, _ in LIST})
     if unknown:
         raise Failure(f"SELFTESTS={' '.join(unknown)}: no such test; there are "
                       f"{', '.join(label for label, _, _ in LIST)}")
-    return [(label, command) for label, command, is_short in LIST
-            if ONLY.get(label, arch) == arch and (label in names if names else
-                                                  is_short or not short)]
+    return [(label, command) for label, command, _ in LIST
+            if ONLY.get(label, arch) == arch and (not names or label in names)]
 
 
 def libraries(arch):
@@ -239,12 +240,12 @@ def run_variant(guests, bench, image, name, mode, labels):
                           "; ".join(faults), run.evidence() if faults else ())]
 
 
-def stage(toolchain, arch, variants, short):
+def stage(toolchain, arch, variants):
     """
     The tests in one guest for each of `variants`: (name, bench, mode), the first of which is what
     the others are held against.
     """
-    tests = chosen(arch, short)
+    tests = chosen(arch)
     if not tests:
         return []
     guests = guest.Guests(toolchain, arch)
@@ -261,7 +262,7 @@ def stage(toolchain, arch, variants, short):
     compared, rows = compare(runs, arch)
     table = ["| test | on | is | on | is | |", "|---|---|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in rows]
-    report = TOP / "build" / f"selftests-{arch}{'-short' if short else ''}.md"
+    report = TOP / "build" / f"selftests-{arch}.md"
     report.write_text("\n".join(table) + "\n")
     unexpected = sum(row[5] == "NOT EXPECTED" for row in rows)
     same = len(compared) - len(rows)
@@ -277,7 +278,7 @@ def full(toolchain, arch):
     patched = check.Bench(toolchain, arch)
     results = stage(toolchain, arch, (("unpatched", base, "selftests"),
                                       ("lazy off", patched, "selftests-off"),
-                                      ("lazy on", patched, "selftests-on")), short=False)
+                                      ("lazy on", patched, "selftests-on")))
     table = (TOP / "build" / f"selftests-{arch}.md").read_text()
     return check.finish("check-selftests", results, arch,
                         {"mm selftests that differ": table})
