@@ -301,7 +301,7 @@ __attribute__((constructor)) static void was_executed(int argc, char **argv)
 static int exec(struct memory *m)
 {
 	execl("/proc/self/exe", "fail", "--was-executed", NULL);
-	/* What exec makes of a lack of memory, where it opens the file, reads it and copies arguments. */
+	/* What exec makes of a lack of memory: it opens and reads a file, copies arguments. */
 	return errno == ENOENT || errno == E2BIG || errno == ENOEXEC ? -ENOMEM : -errno;
 }
 
