@@ -80,7 +80,7 @@ help:
 	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test                   random'
-	@echo '  ROUNDS          quiet points of the stress test                   4, debug 3'
+	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'
