@@ -348,17 +348,20 @@ FULL = (
 def unpatched(toolchain, arch):
     """The module on an unpatched kernel of the very configuration of the patched one."""
     guests = guest.Guests(toolchain, arch)
-    results = refusal(toolchain, guests, arch, Bench(toolchain, arch), "base")
-    # The oracle and its tests have to hold without any of this, too.
-    base = Bench(toolchain, arch, "base", module=False)
+    patched = Bench(toolchain, arch)
+    results = refusal(toolchain, guests, arch, patched, "base")
+    # The oracle and its tests have to hold without any of this, too: not patched, switched off.
     tests = ("rmap", "features", "stress")
-    run = guests.run("base", base.kernel, base.initrd, "check",
-                     f"avl.tests={','.join(tests)} avl.rounds={ROUNDS['release']}",
-                     TIMEOUTS["release"])
-    judged = guest.judge(run, tests, base.kernel.source)
-    if any(r.status == "failed" for r in judged):
-        run.show_end()
-    results += [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in judged]
+    for name, bench, mode in (("unpatched", Bench(toolchain, arch, "base", module=False), "check"),
+                              ("off", patched, "off")):
+        with Stage(f"oracle, {arch}, {name}"):
+            run = guests.run(name, bench.kernel, bench.initrd, mode,
+                             f"avl.tests={','.join(tests)} avl.rounds={ROUNDS['release']}",
+                             TIMEOUTS["release"])
+        judged = guest.judge(run, tests, bench.kernel.source)
+        if any(r.status == "failed" for r in judged):
+            run.show_end()
+        results += [Result(f"{name}/{r.name}", r.status, r.reason, r.evidence) for r in judged]
     return finish("check-unpatched", results, arch)
 
 

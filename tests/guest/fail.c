@@ -7,10 +7,12 @@
  *
  * Each operation is repeated with its first, its second, ... allocation failing
  * (fail-nth), until it comes to its end without. Then once more with only those
- * that have the module on their stack.
+ * that have the module on their stack; and again, while others migrate and
+ * reclaim the pages that it is about.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
+#include <time.h>
 
 #include "kselftest_harness.h"
 #include "rmap.h"
@@ -24,6 +26,18 @@
 enum { DONE = 10, DONE_WITHOUT, FAILED, WRONG };
 
 static size_t page;
+
+/* What a worker shares with those who disturb it: where its pages are. */
+#define COMMON_PAGES 256
+static struct board {
+	pid_t worker;
+	char *natural, *moved;
+	int stop;
+	unsigned long migrated, reclaimed;
+} *board;
+/* At a low address: fork has copied it before most of what can fail. */
+#define COMMON ((char *)(1UL << 32))
+static char *common;
 
 /* The allocations of code between these addresses fail, or of all code. */
 static bool injection(const char *start, const char *end)
@@ -332,6 +346,11 @@ static void work(const struct operation *op, int nth)
 
 	if (!set_up(&m) || (op->before && !op->before(&m)))
 		wrong("set up", errno);
+	if (board) {
+		board->natural = m.natural;
+		board->moved = m.moved;
+		__atomic_store_n(&board->worker, getpid(), __ATOMIC_RELEASE);
+	}
 	arm(nth);
 	ret = op->run(&m);
 	/* An operation that had more to do has disarmed itself. */
@@ -340,8 +359,11 @@ static void work(const struct operation *op, int nth)
 		wrong("error", -ret);
 	if (!intact(&m))
 		wrong("memory has changed", -ret);
-	/* Looks at the whole machine: where something went half way; the test asks at its end. */
-	if (ret && (oracle(&v) || v.mismatch || v.migration))
+	/*
+	 * Looks at the whole machine: where something went half way; the test asks at its end, and
+	 * there only, if pages move.
+	 */
+	if (ret && !board && (oracle(&v) || v.mismatch || v.migration))
 		wrong("reverse map", -ret);
 	/* It works afterwards; a split or a merge that went half way, too. */
 	if (ret && op->run(&m))
@@ -441,6 +463,32 @@ FIXTURE_TEARDOWN(fail)
 	EXPECT_EQ(roots(), self->alive);
 }
 
+/*
+ * Move the pages of the worker, and those that it shares with the test, from node to node,
+ * and swap them out, until told to stop. It may be gone by then, which is an error of the call.
+ */
+static void disturb(void)
+{
+	for (int n = 0; !__atomic_load_n(&board->stop, __ATOMIC_RELAXED); n++) {
+		const pid_t worker = __atomic_load_n(&board->worker, __ATOMIC_ACQUIRE);
+		long moved = move_to_node(0, common, COMMON_PAGES, n & 1);
+
+		if (moved > 0)
+			board->migrated += moved;
+		if (worker) {
+			move_to_node(worker, board->natural, PAGES, n & 1);
+			move_to_node(worker, board->moved, PAGES, n & 1);
+		}
+		if (n % 8 == 7) {
+			reclaim_memory("1M");
+			board->reclaimed++;
+		}
+		if (n % 32 == 31)
+			avl_write("/proc/sys/vm/compact_memory", "1", 1);
+	}
+	_exit(0);
+}
+
 /* The operation with each of its allocations failing; how many there were, or -1. */
 static int fail_each(const struct operation *op, int *failed)
 {
@@ -495,6 +543,42 @@ TEST_F_TIMEOUT(fail, each_of_the_module, 1200)
 	TH_LOG("%d allocations of the module, %d of them needed", nr, failed);
 	ASSERT_GE(nr, 0);
 	EXPECT_EQ(nr > 0, variant->op.allocates);
+	EXPECT_SOUND();
+}
+
+/* Migration entries that fork has copied, or mremap moved, before it fails. */
+TEST_F_TIMEOUT(fail, while_pages_move, 1200)
+{
+	const time_t began = time(NULL);
+	int failed, nr, rounds = 0, status;
+	pid_t pid;
+
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	ASSERT_NE(board, MAP_FAILED);
+	common = map_at(COMMON, COMMON_PAGES * page);
+	ASSERT_EQ(common, COMMON);
+	fill(common, COMMON_PAGES, 1, 9);
+	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		disturb();
+	do {
+		nr = fail_each(&variant->op, &failed);
+		rounds++;
+	} while (nr > 0 && (time(NULL) - began < 10 || rounds < 2));
+	board->stop = 1;
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	TH_LOG("%d times, the last with %d allocations; %lu pages migrated, reclaimed %lu times",
+	       rounds, nr, board->migrated, board->reclaimed);
+	EXPECT_GT(nr, 0);
+	EXPECT_GT(board->migrated, COMMON_PAGES);
+	EXPECT_GT(board->reclaimed, 0);
+	EXPECT_TRUE(filled(common, COMMON_PAGES, 1, 9));
 	EXPECT_SOUND();
 }
 
