@@ -9,6 +9,7 @@
  * a run or prolong it.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <linux/futex.h>
 #include <linux/mman.h>
 #include <pthread.h>
@@ -56,7 +57,8 @@ static char *slot(int i)
 	return slots + (size_t)i * 2 * SLOT_PAGES * page;
 }
 
-static void fail(const char *what, int i, int p, int got)
+/* Ends the test, with the first failure of any process. */
+static void blame(const char *what, int i, int p, int got)
 {
 	int zero = 0;
 
@@ -64,6 +66,11 @@ static void fail(const char *what, int i, int p, int got)
 					__ATOMIC_SEQ_CST))
 		snprintf(control->what, sizeof(control->what),
 			 "%s: slot %d page %d got %d errno %d", what, i, p, got, errno);
+}
+
+static void fail(const char *what, int i, int p, int got)
+{
+	blame(what, i, p, got);
 	_exit(1);
 }
 
@@ -242,13 +249,22 @@ static void operate(int round)
 	}
 }
 
+/* Those who died of something would be waited for without end. */
+static void reap(int options)
+{
+	int status;
+
+	while (waitpid(-1, &status, options) > 0)
+		if (WIFSIGNALED(status))
+			blame("a process died of a signal", 0, 0, WTERMSIG(status));
+}
+
 static void live(int round)
 {
 	for (;;) {
 		for (int i = 0; i < OPS && !control->failed; i++)
 			operate(round);
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
+		reap(WNOHANG);
 		for (int i = 0; i < SLOTS; i++)
 			check_slot(i);
 		if (control->stop)
@@ -304,7 +320,36 @@ static void *disturb(void *arg)
 	return NULL;
 }
 
-/* Where everybody is, for the guest's log, if nothing goes on for so many seconds. */
+/* One line on each process of ours: its state, where it sleeps, what it has called. */
+static void show_processes(void)
+{
+	struct dirent *entry;
+	DIR *proc = opendir("/proc");
+
+	while (proc && (entry = readdir(proc))) {
+		char path[300], stat[512], wchan[64] = "?", call[256] = "?", *end;
+
+		snprintf(path, sizeof(path), "/proc/%s/stat", entry->d_name);
+		if (!atoi(entry->d_name) || avl_read(path, stat, sizeof(stat)) < 0 ||
+		    !strstr(stat, "(stress)"))
+			continue;
+		end = strchr(stat, ')') + 2;
+		if (*end == 'Z')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/wchan", entry->d_name);
+		avl_read(path, wchan, sizeof(wchan));
+		snprintf(path, sizeof(path), "/proc/%s/syscall", entry->d_name);
+		avl_read(path, call, sizeof(call));
+		call[strcspn(call, "\n")] = 0;
+		printf("# process %s: %c in %s, system call %.60s\n", entry->d_name, *end, wchan,
+		       call);
+	}
+	fflush(stdout);
+	if (proc)
+		closedir(proc);
+}
+
+/* Where everybody is, if nothing goes on for so many seconds. */
 #define PATIENCE 60
 
 static void *watch(void *arg)
@@ -317,8 +362,11 @@ static void *watch(void *arg)
 		sleep(1);
 	}
 	if (!control->stop) {
-		avl_write("/proc/sysrq-trigger", "t", 1);
-		fail("hangs in round", seen, control->standing, control->living);
+		show_processes();
+		/* Those that do not answer to this are found in the kernel's log. */
+		avl_write("/proc/sysrq-trigger", "w", 1);
+		blame("nothing goes on: round, standing, living", seen, control->standing,
+		      control->living);
 	}
 	return arg;
 }
@@ -413,6 +461,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		EXPECT_EQ(v.migration, 0);
 		folios += v.folios;
 		mappings += v.mappings;
+		reap(WNOHANG);
 		next_round();
 		/* Everybody has seen it before the next stop is counted. */
 		usleep(20000);
@@ -422,8 +471,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	next_round();
 	pthread_join(thread, NULL);
 	pthread_join(watchdog, NULL);
-	while (wait(NULL) > 0)
-		;
+	reap(0);
 	avl_write("/sys/kernel/mm/ksm/run", "0", 1);
 	EXPECT_EQ(control->failed, 0) {
 		TH_LOG("%s", control->what);
