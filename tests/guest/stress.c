@@ -218,6 +218,9 @@ static void operate(int round)
 	case 17: {
 		pid_t pid;
 
+		/* A child has as many operations as its parent: it would never end. */
+		if (__atomic_load_n(&control->stop, __ATOMIC_SEQ_CST))
+			break;
 		if (__atomic_fetch_add(&control->living, 1, __ATOMIC_SEQ_CST) >= MAX_PROCESSES) {
 			__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
 			break;
@@ -429,7 +432,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	for (int i = 0; i < FOUNDERS; i++) {
 		pid_t pid;
 
-		control->living++;
+		__atomic_fetch_add(&control->living, 1, __ATOMIC_SEQ_CST);
 		pid = fork();
 		ASSERT_GE(pid, 0);
 		if (!pid) {
