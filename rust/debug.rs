@@ -44,6 +44,7 @@ pub(crate) fn show_counters(out: &SeqFile) {
 /// root ID | root none
 /// parent ID pid PID | parent ID orphan          only with a root that has a parent
 /// child ID pid PID | child ID orphan            one for each, newest first
+///                                               (pid 0: none that the reader can see)
 /// vma START-END STATE [root ID] [moved]         by address; the root if it is of another mm
 /// ```
 ///
@@ -78,15 +79,19 @@ pub(crate) fn show_mm(out: &SeqFile, user: &MmWithUser) {
         let mut at = lock.first_detaching();
         while let Some(area) = at {
             show_vma(out, area, Some(State::Detaching), None);
-            at = lock.next_detaching(area);
+            // SAFETY: Just found on the list, under this hold of the lock.
+            at = unsafe { lock.next_detaching(area) };
         }
     }
 }
 
 fn show_relative(out: &SeqFile, what: &str, root: &Root) {
-    match root.pid() {
-        Some(pid) => seq_print!(out, "{} {:08x} pid {}\n", what, root.id(), pid),
-        None => seq_print!(out, "{} {:08x} orphan\n", what, root.id()),
+    let pid = root.pid();
+    // Looked at last: one that is detached has no mm any more.
+    if root.is_detached() {
+        seq_print!(out, "{} {:08x} orphan\n", what, root.id());
+    } else {
+        seq_print!(out, "{} {:08x} pid {}\n", what, root.id(), pid.unwrap_or(0));
     }
 }
 

@@ -2,9 +2,11 @@
 
 //! The boundary to the kernel: what it calls, and what is registered with it.
 //!
-//! Raw pointers enter the module here and nowhere else. Each function that the kernel calls turns
-//! them into slices and views, whose type states the locks that its caller holds, and leaves the
-//! rest to safe code.
+//! Raw pointers enter the module here: each function that the kernel calls turns them into slices
+//! and views, whose type states the locks that its caller holds, and leaves the rest to code that
+//! sees views. (The slab allocator's constructor is beside what it constructs, in `root.rs`; what
+//! the views are made of, in `vma.rs`, `root.rs`, `walk.rs` and `shim.rs`, follows pointers that lie
+//! in the kernel's structures, each for a reason that is stated there.)
 //!
 //! # Lifetime
 //!
@@ -315,7 +317,10 @@ unsafe extern "C" fn sysctl(
                 *pos += *len as bindings::loff_t;
                 0
             }
-            _ => EINVAL.to_errno(),
+            _ => {
+                pr_err!("vm.anon_vma_lazy takes 0 or 1\n");
+                EINVAL.to_errno()
+            }
         };
     }
 

@@ -94,19 +94,28 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
 
     // exec moves the temporary stack without the root's lock; a link moves with it.
     let attached = if vma.is_natural() && !vma.is_temporary_stack() {
-        vma.attach(|vma| {
-            let _ = vma.lazy(root);
-        })
+        vma.attach(|vma| vma.lazy(root).is_ok())
     } else {
         stats::count(Event::Unnatural);
         let avc = Avc::new().map_err(out_of_memory)?;
         let lock = root.write();
         vma.attach(|vma| {
             vma.link(&lock, avc);
+            true
         })
     };
-    if attached.is_none() {
-        stats::count(Event::Raced);
+    match attached {
+        Some(true) => (),
+        // Its range cannot change meanwhile, nor the root of its mm.
+        Some(false) => {
+            report_once!(
+                "a natural VMA cannot be attached to the root of its mm: {:x}-{:x}\n",
+                vma.start(),
+                vma.end()
+            );
+            return Ok(Verdict::Regular);
+        }
+        None => stats::count(Event::Raced),
     }
     Ok(Verdict::Attached)
 }
@@ -143,11 +152,17 @@ fn out_of_memory(e: Error) -> Error {
 ///
 /// [`ENOMEM`]; `dst` stays Unfaulted.
 pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Result {
+    let (start, end) = (dst.start(), dst.end());
     let (Some(root), Decoded::Unfaulted(vma)) = (src.root(), dst.decode()) else {
-        report_once!("a copy of a VMA is attached already\n");
+        report_once!(
+            "a copy of a VMA is attached already: {:x}-{:x}\n",
+            start,
+            end
+        );
         return Err(ENOMEM);
     };
-    let how = state::copy(src.state(), vma.is_natural(), remap);
+    let source = src.source().ok_or(ENOMEM)?;
+    let how = state::copy(source, vma.is_natural(), remap);
     attach(vma, how, root)
 }
 
@@ -161,16 +176,22 @@ pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Resu
 /// [`ENOMEM`]; `child` stays Unfaulted.
 pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
     let mm = child.mm();
+    let (start, end) = (child.start(), child.end());
     let (Some(root), Decoded::Unfaulted(vma)) = (parent.root(), child.decode()) else {
-        report_once!("the child's copy of a VMA is attached already\n");
+        report_once!(
+            "the child's copy of a VMA is attached already: {:x}-{:x}\n",
+            start,
+            end
+        );
         return Err(ENOMEM);
     };
+    let source = parent.source().ok_or(ENOMEM)?;
     stats::count(Event::Fork);
     let own = parent.owns(root);
     let has_root = mm.root().is_some();
-    // Counted once in a fork: the root that it then has serves all of the VMAs.
+    // Counted once in a fork, if the child gets a root: it then serves all of the VMAs.
     let orphans = if own && !has_root { root.orphans() } else { 0 };
-    let plan = state::fork(parent.state(), own, has_root, orphans, vma.is_natural());
+    let plan = state::fork(source, own, has_root, orphans, vma.is_natural());
     match plan {
         Fork::Own(how) => {
             let root = match mm.root() {
@@ -212,15 +233,19 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
 /// `vma` is about to leave the VMA tree (or, with `undo`, is not after all); `lock` is that of its
 /// mm's root.
 pub(crate) fn unmap(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
-    match vma.decode() {
-        Decoded::Lazy(vma) if !undo => {
-            vma.detaching(lock);
-        }
-        Decoded::Detaching(vma) if undo => {
-            vma.undo(lock);
-        }
+    let (start, end) = (vma.start(), vma.end());
+    let done = match vma.decode() {
+        Decoded::Lazy(vma) if !undo => vma.detaching(lock).is_ok(),
+        Decoded::Detaching(vma) if undo => vma.undo(lock).is_ok(),
         // The others are found without the VMA tree, or not at all.
-        _ => (),
+        _ => true,
+    };
+    if !done {
+        report_once!(
+            "munmap of a VMA under the lock of another root: {:x}-{:x}\n",
+            start,
+            end
+        );
     }
 }
 

@@ -195,11 +195,14 @@ impl Root {
     /// `each` does; the caller keeps the module.
     pub(crate) fn for_each_child(&self, mut each: impl FnMut(&Root)) {
         let mut at: Option<RootRef> = None;
-        let parent = NonNull::from(self);
-        // INVARIANT: Pinned; the one before is, too, until this one is found.
+        // SAFETY: Borrowed for all of this function.
+        let parent = unsafe { Kept::new(self) };
+        // SAFETY: Referenced until the next one is found.
+        let kept = |child: &RootRef| unsafe { Kept::new(child) };
+        // INVARIANT: Pinned.
         while let Some(child) = Tree
-            .pin_child(parent, at.as_ref().map(|child| child.0))
-            .map(RootRef)
+            .pin_child(parent, at.as_ref().map(kept))
+            .map(|child| RootRef(child.0))
         {
             each(&child);
             at = Some(child);
@@ -229,7 +232,7 @@ impl Root {
         let count = self.refcount();
         let mut old = count.load(Relaxed);
         while old != 0 {
-            match count.cmpxchg(old, old + 1, Full) {
+            match count.cmpxchg(old, old.wrapping_add(1), Full) {
                 Ok(_) => return true,
                 Err(now) => old = now,
             }
@@ -391,7 +394,13 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
         || root.detaching.get().is_some();
     if in_use {
         // Whoever uses it has no reference. Rather lose the memory than hand it out again.
-        report_once!("a root is freed while in use\n");
+        report_once!(
+            "root {:08x} is freed while in use: links {}, detached {}, detaching {}\n",
+            root.id(),
+            linked,
+            root.is_detached(),
+            root.detaching.get().is_some()
+        );
         hold_module();
         return;
     }
@@ -443,43 +452,61 @@ impl<'a> Write<'a> {
     ///
     /// `munmap` adds VMAs and unlinks them in the order of their addresses, so that taking off the
     /// first one is all that removal does.
-    pub(crate) fn push_detaching(&self, area: &Area) {
+    ///
+    /// # Safety
+    ///
+    /// The VMA has this root, its list head is empty and changed by nobody else, and it stays valid
+    /// until it is taken off.
+    pub(crate) unsafe fn push_detaching(&self, area: &Area) {
         // The end of the list, and the mark of its members, is the root itself.
-        area.set_chain(self.0.mark(), self.0.mark());
+        // SAFETY: By the safety requirements.
+        unsafe { area.set_chain(self.0.mark(), self.0.mark()) };
         match self.0.last_detaching.get() {
-            // SAFETY: By the type invariants of `Root` members are valid.
-            Some(last) => unsafe { last.as_ref() }.set_chain(area.list_head(), self.0.mark()),
+            // SAFETY: By the type invariants of `Root` members are valid; the lock is held.
+            Some(last) => unsafe { last.as_ref().set_chain(area.list_head(), self.0.mark()) },
             None => self.0.detaching.set(Some(NonNull::from(area))),
         }
         self.0.last_detaching.set(Some(NonNull::from(area)));
     }
 
     /// Takes a VMA off the detaching list, and leaves its list head empty.
-    pub(crate) fn remove_detaching(&self, area: &Area) {
+    ///
+    /// # Safety
+    ///
+    /// The VMA is in use, and nobody else changes its list head. That it is on the list is looked up;
+    /// it is reported if it is not.
+    pub(crate) unsafe fn remove_detaching(&self, area: &Area) {
         let mut prev: Option<NonNull<Area>> = None;
         let mut at = self.0.detaching.get();
         while let Some(member) = at {
             // SAFETY: By the type invariants of `Root` members are valid.
-            let next = self.0.next_detaching(unsafe { member.as_ref() });
+            let next = unsafe { self.0.next_detaching(member.as_ref()) };
             if ptr::eq(member.as_ptr(), area) {
+                let after = next.map_or(self.0.mark(), |next| next.list_head());
                 match prev {
-                    // SAFETY: As above.
-                    Some(prev) => unsafe { prev.as_ref() }
-                        .set_chain(next.map_or(self.0.mark(), |n| n.list_head()), self.0.mark()),
+                    // SAFETY: As above; the lock is held.
+                    Some(prev) => unsafe { prev.as_ref().set_chain(after, self.0.mark()) },
                     None => self.0.detaching.set(next.map(NonNull::from)),
                 }
                 if next.is_none() {
                     self.0.last_detaching.set(prev);
                 }
-                area.set_chain(area.list_head(), area.list_head());
+                // SAFETY: By the safety requirements.
+                unsafe { area.set_chain(area.list_head(), area.list_head()) };
                 return;
             }
             prev = at;
             at = next.map(NonNull::from);
         }
-        report_once!("a Detaching VMA is not on its root's list\n");
+        report_once!(
+            "a Detaching VMA is not on the list of root {:08x}: {:x}-{:x}\n",
+            self.0.id(),
+            area.start(),
+            area.end()
+        );
         hold_module();
-        area.set_chain(area.list_head(), area.list_head());
+        // SAFETY: By the safety requirements.
+        unsafe { area.set_chain(area.list_head(), area.list_head()) };
     }
 }
 
@@ -530,10 +557,15 @@ impl<'a> Read<'a> {
         self.0.detaching.get().map(|area| unsafe { area.as_ref() })
     }
 
-    /// The one behind `area`, which is on the list.
+    /// The one behind `area`.
+    ///
+    /// # Safety
+    ///
+    /// `area` is on the list: found there under this hold of the lock.
     #[inline]
-    pub(crate) fn next_detaching(&self, area: &Area) -> Option<&Area> {
-        self.0.next_detaching(area)
+    pub(crate) unsafe fn next_detaching(&self, area: &Area) -> Option<&Area> {
+        // SAFETY: By the safety requirements.
+        unsafe { self.0.next_detaching(area) }
     }
 }
 
@@ -552,7 +584,12 @@ impl Root {
         ptr::from_ref(self).cast_mut().cast()
     }
 
-    fn next_detaching(&self, area: &Area) -> Option<&Area> {
+    /// The one behind `area` on the detaching list.
+    ///
+    /// # Safety
+    ///
+    /// `area` is on the list, and the lock is held.
+    unsafe fn next_detaching(&self, area: &Area) -> Option<&Area> {
         let next = area.chain_next();
         if next == self.mark() {
             return None;
@@ -562,27 +599,60 @@ impl Root {
     }
 }
 
+/// A root that a walk is at, or has come by.
+///
+/// # Invariants
+///
+/// The root is in use: it, or a descendant, is pinned, or the caller of the walk keeps it.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Kept(NonNull<Root>);
+
+impl Kept {
+    /// Names a root.
+    ///
+    /// # Safety
+    ///
+    /// It is kept for as long as there is a copy of this value that is used.
+    #[inline]
+    pub(crate) unsafe fn new(root: &Root) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(NonNull::from(root))
+    }
+
+    /// The root.
+    #[inline]
+    pub(crate) fn as_ptr(self) -> NonNull<Root> {
+        self.0
+    }
+}
+
+impl Deref for Kept {
+    type Target = Root;
+
+    #[inline]
+    fn deref(&self) -> &Root {
+        // SAFETY: In use, by the type invariant.
+        unsafe { self.0.as_ref() }
+    }
+}
+
 /// The tree of roots, for the order of a walk.
 pub(crate) struct Tree;
 
 impl Family for Tree {
-    type Root = NonNull<Root>;
+    type Root = Kept;
 
-    fn parent(&self, root: NonNull<Root>) -> Option<NonNull<Root>> {
-        // SAFETY: The walk holds a pin on `root` or on a descendant.
-        unsafe { root.as_ref() }.up().map(NonNull::from)
+    fn parent(&self, root: Kept) -> Option<Kept> {
+        // INVARIANT: What keeps a root keeps its ancestors.
+        root.up().map(|up| Kept(NonNull::from(up)))
     }
 
-    fn pin_child(
-        &self,
-        parent: NonNull<Root>,
-        after: Option<NonNull<Root>>,
-    ) -> Option<NonNull<Root>> {
-        // SAFETY: As above; the start of the walk is locked, and so not freed, until it has a pin.
-        let children = unsafe { parent.as_ref() }.children.lock();
-        // SAFETY: `after` is a child of `parent`, and in its list while it or a descendant is
-        // pinned.
-        unsafe { children.pin_next(after, Root::try_get) }
+    fn pin_child(&self, parent: Kept, after: Option<Kept>) -> Option<Kept> {
+        let children = parent.children.lock();
+        // SAFETY: `after` is a child of `parent`, and in its list for as long as it is in use.
+        let child = unsafe { children.pin_next(after.map(Kept::as_ptr), Root::try_get) };
+        // INVARIANT: Pinned just now.
+        child.map(Kept)
     }
 }
 

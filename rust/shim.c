@@ -38,28 +38,28 @@ u32 anon_vma_lazy_id(const void *address)
 }
 
 /*
- * A process that has the mm, as the caller names it, or 0. Looks at all of them; the
- * caller keeps the mm.
+ * A process that has the mm, as the caller names it, or 0: there is none, it has no
+ * name there, or fork is not done with it. Looks at all of them; the caller keeps the
+ * mm.
+ *
+ * Not by mm->owner: that may be a task whose fork fails, and what its number is read
+ * from is freed without a grace period. Those on the list keep it under RCU.
  */
 pid_t anon_vma_lazy_pid(const struct mm_struct *mm)
 {
-	struct task_struct *task;
+	struct task_struct *task, *thread;
 	pid_t pid = 0;
 
 	rcu_read_lock();
 	for_each_process(task) {
-		/* Only compared; a kernel thread may borrow it. */
-		if (READ_ONCE(task->mm) == mm && !(task->flags & PF_KTHREAD)) {
-			pid = task_tgid_vnr(task);
-			break;
+		for_each_thread(task, thread) {
+			/* Only compared; a kernel thread may borrow it. */
+			if (READ_ONCE(thread->mm) == mm && !(thread->flags & PF_KTHREAD))
+				pid = task_tgid_vnr(thread);
 		}
+		if (pid)
+			break;
 	}
-#ifdef CONFIG_MEMCG
-	/* Threads whose first one is gone: tasklist_lock is not for modules. */
-	task = pid ? NULL : rcu_dereference(mm->owner);
-	if (task)
-		pid = task_tgid_vnr(task);
-#endif
 	rcu_read_unlock();
 	return pid;
 }

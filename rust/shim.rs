@@ -46,7 +46,7 @@ pub(crate) fn id<T>(object: &T) -> u32 {
 /// A process that has the mm, in the namespace of the current one, or [`None`]. Any context that
 /// may take the RCU read lock; looks at all processes.
 pub(crate) fn pid(mm: &Mm) -> Option<i32> {
-    // SAFETY: The mm is valid; it is compared, and its owner read under RCU.
+    // SAFETY: The mm is only compared.
     let pid = unsafe { anon_vma_lazy_pid(mm.as_ptr()) };
     (pid != 0).then_some(pid)
 }

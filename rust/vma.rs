@@ -19,6 +19,7 @@ use crate::{
             self,
             Anon,
             Chain,
+            Source,
             State, //
         },
     },
@@ -286,10 +287,20 @@ impl Area {
         unsafe { ptr::read_volatile(&raw const (*self.list_head()).next) }
     }
 
-    /// Sets both pointers of the list head. For the detaching list only, under the root's lock.
+    /// Sets both pointers of the list head.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is one that is in use, and nobody else changes its list head: the caller has it
+    /// [`Exclusive`], or it is on the detaching list of a root that the caller holds in write mode.
+    /// Both pointers are the list head itself, or what the detaching list is made of.
     #[inline]
-    pub(crate) fn set_chain(&self, next: *mut bindings::list_head, prev: *mut bindings::list_head) {
-        // SAFETY: The memory is that of a VMA; walks that read `next` meanwhile hold no lock, and
+    pub(crate) unsafe fn set_chain(
+        &self,
+        next: *mut bindings::list_head,
+        prev: *mut bindings::list_head,
+    ) {
+        // SAFETY: By the safety requirements; walks that read `next` meanwhile hold no lock, and
         // validate.
         unsafe {
             ptr::write_volatile(&raw mut (*self.list_head()).next, next);
@@ -528,10 +539,20 @@ impl<'a> Exclusive<'a> {
         (anon, chain)
     }
 
-    /// The state, to be looked at. What cannot be is taken for Linked, which is always found.
-    pub(crate) fn state(&self) -> State {
+    /// What a copy of it is made of. [`None`] for a VMA that cannot be copied, which is reported.
+    pub(crate) fn source(&self) -> Option<Source> {
         let (anon, chain) = self.facts();
-        state::decode(anon, chain).unwrap_or(State::Linked)
+        let source = state::decode(anon, chain).ok().and_then(State::source);
+        if source.is_none() {
+            report_once!(
+                "a VMA that cannot be is copied: anon_vma {:?}, chain {:?}, {:x}-{:x}\n",
+                anon,
+                chain,
+                self.start(),
+                self.end()
+            );
+        }
+        source
     }
 
     /// Derives the state, for a transition.
@@ -564,9 +585,16 @@ impl<'a> Exclusive<'a> {
     /// the module stays for good, as some of that may still name its roots.
     pub(crate) fn abandon(self) {
         hold_module();
+        let (_, chain) = self.facts();
         let lock = self.root().map(Root::write);
+        match &lock {
+            // SAFETY: It has the mark of this root's list, and by the type invariant nobody else
+            // changes its list head. That it is on the list is looked up.
+            Some(lock) if chain == Chain::Detaching => unsafe { lock.remove_detaching(self.0) },
+            // SAFETY: By the type invariant.
+            _ => unsafe { self.set_chain(self.list_head(), self.list_head()) },
+        }
         self.anon_vma_field().store(ptr::null_mut(), Relaxed);
-        self.set_chain(self.list_head(), self.list_head());
         drop(lock);
     }
 }
@@ -643,10 +671,11 @@ impl<'a> Vma<'a, Unfaulted> {
     ///
     /// # Errors
     ///
-    /// The VMA itself, if it is not natural: a walk would not find it.
+    /// The VMA itself, if it is not natural, or if the root is another: a walk would not find it.
     #[inline]
     pub(crate) fn lazy(self, root: &Root) -> Result<Vma<'a, Lazy>, Self> {
-        if !self.is_natural() {
+        // INVARIANT: That of `self`.
+        if !self.is_natural() || !Exclusive(self.area).owns(root) {
             return Err(self);
         }
         self.area
@@ -687,9 +716,18 @@ impl<'a> Vma<'a, Unfaulted> {
 
 impl<'a> Vma<'a, Lazy> {
     /// Lazy to Detaching: the VMA is about to leave the VMA tree, with its PTEs.
+    ///
+    /// # Errors
+    ///
+    /// The VMA itself, if the lock is that of another root.
     #[inline]
-    pub(crate) fn detaching(self, lock: &Write<'_>) -> Vma<'a, Detaching> {
-        lock.push_detaching(self.area);
+    pub(crate) fn detaching(self, lock: &Write<'_>) -> Result<Vma<'a, Detaching>, Self> {
+        if !lock.root().is(self.area.anon_vma()) {
+            return Err(self);
+        }
+        // SAFETY: The VMA is Lazy, of this root: its list head is empty, and by the type invariant
+        // changed by nobody else. Unlinking it, which comes before it is freed, takes it off.
+        unsafe { lock.push_detaching(self.area) };
         stats::count(Event::Detaching);
         trace::lazy_vma(
             || lock.root().id(),
@@ -697,7 +735,7 @@ impl<'a> Vma<'a, Lazy> {
             State::Lazy,
             State::Detaching,
         );
-        Vma::new(self.area)
+        Ok(Vma::new(self.area))
     }
 
     /// Lazy to Unfaulted. The page tables are still there; no walk is in them.
@@ -717,9 +755,18 @@ impl<'a> Vma<'a, Lazy> {
 
 impl<'a> Vma<'a, Detaching> {
     /// Detaching to Lazy: munmap failed, and the VMA stays in the tree.
+    ///
+    /// # Errors
+    ///
+    /// The VMA itself, if the lock is that of another root.
     #[inline]
-    pub(crate) fn undo(self, lock: &Write<'_>) -> Vma<'a, Lazy> {
-        lock.remove_detaching(self.area);
+    pub(crate) fn undo(self, lock: &Write<'_>) -> Result<Vma<'a, Lazy>, Self> {
+        if !lock.root().is(self.area.anon_vma()) {
+            return Err(self);
+        }
+        // SAFETY: The VMA is Detaching, of this root, and by the type invariant nobody else changes
+        // its list head.
+        unsafe { lock.remove_detaching(self.area) };
         stats::count(Event::Undone);
         trace::lazy_vma(
             || lock.root().id(),
@@ -727,7 +774,7 @@ impl<'a> Vma<'a, Detaching> {
             State::Detaching,
             State::Lazy,
         );
-        Vma::new(self.area)
+        Ok(Vma::new(self.area))
     }
 
     /// Detaching to Unfaulted.
@@ -735,7 +782,8 @@ impl<'a> Vma<'a, Detaching> {
     pub(crate) fn unlink(self) -> Vma<'a, Unfaulted> {
         let _lock = self.root().map(|root| {
             let lock = root.write();
-            lock.remove_detaching(self.area);
+            // SAFETY: As in `undo()`.
+            unsafe { lock.remove_detaching(self.area) };
             lock
         });
         stats::count(Event::UnlinkedDetaching);
@@ -806,12 +854,18 @@ impl Avc {
         let avc =
             unsafe { kernel::container_of!(area.chain_next(), bindings::anon_vma_chain, same_vma) };
         // Empty again, whatever it held.
-        area.set_chain(area.list_head(), area.list_head());
+        // SAFETY: As above: nobody else changes the list head.
+        unsafe { area.set_chain(area.list_head(), area.list_head()) };
         // SAFETY: As above; the lock protects the interval tree.
         unsafe {
             if (*avc).anon_vma != anon_vma || (*avc).vma != area.as_ptr() {
                 // Its memory, and what it is linked in, are not ours to guess.
-                report_once!("a Linked VMA has a link of another\n");
+                report_once!(
+                    "a Linked VMA has a link of another: root {:08x}, {:x}-{:x}\n",
+                    lock.root().id(),
+                    area.start(),
+                    area.end()
+                );
                 hold_module();
                 return None;
             }

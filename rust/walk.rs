@@ -18,6 +18,7 @@ use crate::{
         state::State, //
     },
     root::{
+        Kept,
         Read,
         Root,
         Tree, //
@@ -136,8 +137,9 @@ impl Walk {
     }
 
     #[inline]
-    fn cur(&self) -> NonNull<Root> {
-        NonNull::from(self.at())
+    fn cur(&self) -> Kept {
+        // SAFETY: By the type invariant, locked or pinned; whoever leaves it drops the pin last.
+        unsafe { Kept::new(self.at()) }
     }
 
     /// The addresses at which VMAs of the VMA tree map the folio: first and last.
@@ -169,6 +171,10 @@ impl Walk {
                     bindings::anon_rmap_tree_iter_next(self.0.avc, self.0.first, self.0.last)
                 };
                 if !self.0.avc.is_null() {
+                    // A child that was linked here by fork comes behind its parent, in the same
+                    // hold of the lock: what was read of the parent's page tables comes first, as
+                    // the pin sees to with a child that has a root of its own.
+                    smp_mb(ReadBarrier);
                     return NonNull::new((*self.0.avc).vma);
                 }
             }
@@ -224,13 +230,14 @@ impl Walk {
             lock.first_detaching()
         } else {
             // SAFETY: Found on the list before, under this hold of the lock, which keeps it there.
-            lock.next_detaching(unsafe { &*(self.0.pos as *const Area) })
+            unsafe { lock.next_detaching(&*(self.0.pos as *const Area)) }
         };
         while let Some(area) = at {
             if area.intersects(start, last) {
                 return Some(area);
             }
-            at = lock.next_detaching(area);
+            // SAFETY: Just found on the list.
+            at = unsafe { lock.next_detaching(area) };
         }
         None
     }
@@ -249,7 +256,8 @@ impl Walk {
         if crate::module_parameters::test_break.value() == 1 {
             return false;
         }
-        let start = NonNull::from(self.start());
+        // SAFETY: Kept by the caller's lock or, then, by the pin on a descendant.
+        let start = unsafe { Kept::new(self.start()) };
         // SAFETY: The caller gave a control, or NULL.
         let skip = unsafe { self.0.rwc.as_ref() }.is_some_and(|rwc| rwc.try_lock);
 
@@ -264,13 +272,11 @@ impl Walk {
             // A parent may have thousands of children that map none of it.
             // SAFETY: Walks sleep between two roots; the caller holds no spinlock and no RCU lock.
             unsafe { bindings::cond_resched() };
-            // SAFETY: Just pinned, and so in use.
-            let next = unsafe { next.as_ref() };
             // INVARIANT: Pinned; the lock follows.
             self.0.cur = next.as_anon_vma();
             if cur != start {
                 // SAFETY: The pin of the walk, by the type invariant. `next` keeps the module.
-                unsafe { Root::unpin(cur) };
+                unsafe { Root::unpin(cur.as_ptr()) };
             }
             stats::count(Event::Descend);
 
@@ -368,7 +374,7 @@ impl Drop for OwnWalk<'_> {
         if self.walk.0.cur != self.walk.0.start {
             // SAFETY: The pin of the walk. The root that it began with is borrowed, and holds the
             // module.
-            unsafe { Root::unpin(self.walk.cur()) };
+            unsafe { Root::unpin(self.walk.cur().as_ptr()) };
         }
     }
 }

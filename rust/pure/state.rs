@@ -74,6 +74,15 @@ impl State {
             State::Regular => "regular",
         }
     }
+
+    /// What a copy of such a VMA is made of, if it has a lazy root and can be copied.
+    pub(crate) fn source(self) -> Option<Source> {
+        match self {
+            State::Lazy => Some(Source::Lazy),
+            State::Linked => Some(Source::Linked),
+            State::Unfaulted | State::Detaching | State::Regular => None,
+        }
+    }
 }
 
 /// Derives the state.
@@ -101,13 +110,23 @@ pub(crate) enum Attach {
     Link,
 }
 
+/// The state of a VMA with a lazy root that is copied. Others are not: Detaching ones have left the
+/// VMA tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// See [`State::Lazy`].
+    Lazy,
+    /// See [`State::Linked`].
+    Linked,
+}
+
 /// How the copy of a lazy VMA inside its mm is attached, by split, merge or mremap.
 ///
 /// `natural` is a fact about the copy, `remap` says that mremap makes it. Such a copy is always
 /// linked, also when it comes home to its natural place: a walk looks into the VMA tree first and
 /// then into the interval tree, and finds the source of a move before its target.
-pub(crate) fn copy(source: State, natural: bool, remap: bool) -> Attach {
-    if source == State::Lazy && natural && !remap {
+pub(crate) fn copy(source: Source, natural: bool, remap: bool) -> Attach {
+    if source == Source::Lazy && natural && !remap {
         Attach::Lazy
     } else {
         Attach::Link
@@ -134,7 +153,7 @@ pub(crate) const MAX_ORPHANS: usize = 8;
 /// has one by now, `orphans` how many of the roots that would be the ancestors of a new one have no
 /// mm. `natural` is a fact about the copy.
 pub(crate) fn fork(
-    source: State,
+    source: Source,
     own: bool,
     child_has_root: bool,
     orphans: usize,
@@ -191,10 +210,10 @@ mod tests {
 
     #[test]
     fn only_a_natural_copy_of_a_lazy_vma_is_lazy() {
-        for source in [State::Lazy, State::Linked] {
+        for source in [Source::Lazy, Source::Linked] {
             for natural in [false, true] {
                 for remap in [false, true] {
-                    let lazy = source == State::Lazy && natural && !remap;
+                    let lazy = source == Source::Lazy && natural && !remap;
                     let wanted = if lazy { Attach::Lazy } else { Attach::Link };
                     assert_eq!(copy(source, natural, remap), wanted);
                 }
@@ -207,7 +226,7 @@ mod tests {
         for orphans in [0, MAX_ORPHANS, MAX_ORPHANS + 1] {
             for has_root in [false, true] {
                 assert_eq!(
-                    fork(State::Linked, false, has_root, orphans, true),
+                    fork(Source::Linked, false, has_root, orphans, true),
                     Fork::Foreign
                 );
             }
@@ -216,13 +235,13 @@ mod tests {
 
     #[test]
     fn fork_makes_no_root_below_too_many_orphans() {
-        let make = |orphans| fork(State::Lazy, true, false, orphans, true);
+        let make = |orphans| fork(Source::Lazy, true, false, orphans, true);
 
         assert_eq!(make(MAX_ORPHANS), Fork::Own(Attach::Lazy));
         assert_eq!(make(MAX_ORPHANS + 1), Fork::Foreign);
         // A root that was made for an earlier VMA of the same fork serves the others.
         assert_eq!(
-            fork(State::Linked, true, true, MAX_ORPHANS + 1, true),
+            fork(Source::Linked, true, true, MAX_ORPHANS + 1, true),
             Fork::Own(Attach::Link)
         );
     }

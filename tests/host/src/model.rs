@@ -29,6 +29,7 @@ use crate::pure::{
         Attach,
         Chain,
         Fork,
+        Source,
         State,
         MAX_ORPHANS, //
     },
@@ -411,6 +412,11 @@ impl World {
         state::decode(anon, vma.chain).expect("no transition leads here")
     }
 
+    /// What a copy is made of: only those that the design lets be copied are.
+    fn source(&self, id: VmaId) -> Source {
+        self.state(id).source().expect("it cannot be copied")
+    }
+
     /// The VMA in the tree of `mm` that covers `page`.
     fn find(&self, mm: MmId, page: usize) -> Option<VmaId> {
         self.lookup(mm, page, page)
@@ -546,7 +552,7 @@ impl World {
                 let natural = self.natural(self.vma(dst));
                 let how = match self.wrong {
                     Some(Wrong::CopyNeverLinked) => Attach::Lazy,
-                    _ => state::copy(self.state(src), natural, remap),
+                    _ => state::copy(self.source(src), natural, remap),
                 };
                 self.attach(dst, how, root);
             }
@@ -569,7 +575,7 @@ impl World {
                 };
                 let natural = self.natural(self.vma(child));
                 let own = own || self.is_wrong(Wrong::ForeignForgotten);
-                match state::fork(self.state(parent), own, has_root, orphans, natural) {
+                match state::fork(self.source(parent), own, has_root, orphans, natural) {
                     Fork::Own(how) => {
                         let root = match self.mms[mm].root {
                             Some(root) => root,
