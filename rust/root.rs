@@ -67,9 +67,9 @@ use kernel::{
 /// - `mm` is written under the rwsem in write mode: NULL once no walk may look into the mm.
 /// - `link` is protected by the lock of the parent's `children`, a leaf that is taken with at most
 ///   one root's rwsem held, and never inside a page table lock.
-/// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped:
-///   written under the rwsem in write mode, read in read mode. Its members are valid until they are
-///   taken off.
+/// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped, in
+///   the order of their addresses: written under the rwsem in write mode, read in read mode. Its
+///   members are valid until they are taken off.
 /// - An object with a reference count of zero has no children, no mm, no VMA in its interval tree
 ///   and none on its detaching list.
 #[repr(C)]
@@ -555,6 +555,17 @@ impl<'a> Read<'a> {
     pub(crate) fn first_detaching(&self) -> Option<&Area> {
         // SAFETY: By the type invariants of `Root` members are valid, and the lock keeps them there.
         self.0.detaching.get().map(|area| unsafe { area.as_ref() })
+    }
+
+    /// Whether VMAs on the detaching list, which are in the order of their addresses, may cover one of
+    /// those from `start` to `last`.
+    #[inline]
+    pub(crate) fn may_be_detaching(&self, start: usize, last: usize) -> bool {
+        let ends = self.0.detaching.get().zip(self.0.last_detaching.get());
+        // SAFETY: By the type invariants of `Root` members are valid, and the lock keeps them there.
+        ends.is_some_and(|ends| unsafe {
+            ends.0.as_ref().start() <= last && ends.1.as_ref().end() > start
+        })
     }
 
     /// The one behind `area`.

@@ -227,7 +227,9 @@ impl Walk {
     fn visit_detaching<'a>(&self, lock: &'a Read<'_>) -> Option<&'a Area> {
         let (start, last) = self.addresses()?;
         let mut at = if self.0.pos == 0 {
+            // munmap may put thousands on the list, and this folio lies elsewhere.
             lock.first_detaching()
+                .filter(|_| lock.may_be_detaching(start, last))
         } else {
             // SAFETY: Found on the list before, under this hold of the lock, which keeps it there.
             unsafe { lock.next_detaching(&*(self.0.pos as *const Area)) }
@@ -235,6 +237,9 @@ impl Walk {
         while let Some(area) = at {
             if area.intersects(start, last) {
                 return Some(area);
+            }
+            if area.start() > last {
+                break;
             }
             // SAFETY: Just found on the list.
             at = unsafe { lock.next_detaching(area) };
