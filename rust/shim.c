@@ -52,7 +52,8 @@ pid_t anon_vma_lazy_pid(const struct mm_struct *mm)
 
 	rcu_read_lock();
 	for_each_process(task) {
-		for_each_thread(task, thread) {
+		/* for_each_thread(), whose check names a lock that is not for modules. */
+		list_for_each_entry_rcu(thread, &task->signal->thread_head, thread_node) {
 			/* Only compared; a kernel thread may borrow it. */
 			if (READ_ONCE(thread->mm) == mm && !(thread->flags & PF_KTHREAD))
 				pid = task_tgid_vnr(thread);
