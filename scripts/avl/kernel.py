@@ -17,9 +17,14 @@ VARIANTS = {
     "base": (["mm.config", NEEDS, *TESTS], "unpatched, but for the oracle"),
     "plain": (["plain.config"], "unpatched, small"),
     "debug": (["mm.config", NEEDS, *TESTS, "debug.config"], "patched, debug options"),
+    "kcsan": (["mm.config", NEEDS, *TESTS, "kcsan.config"], "patched, race detector"),
+    "kcsan-base": (["mm.config", NEEDS, *TESTS, "kcsan.config"],
+                   "unpatched, but for the oracle; race detector"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
 }
-UNPATCHED = ("base", "plain")
+# The oracle is a patch, too: these have no other.
+WITH_ORACLE = ("base", "kcsan-base")
+UNPATCHED = (*WITH_ORACLE, "plain")
 IMAGE = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
 OPTION = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$")
 
@@ -47,8 +52,7 @@ class Kernel:
         self.arch = arch
         self.variant = variant
         self.patched = variant not in UNPATCHED
-        # The oracle is a patch, too: the base kernel has no other.
-        self.upto = 0 if variant == "base" else upto
+        self.upto = 0 if variant in WITH_ORACLE else upto
         self.extra = extra
         self.source = None
         self._source_key = None
