@@ -12,7 +12,7 @@ export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests \
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan \
 	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -56,6 +56,7 @@ help:
 	@echo 'Test:'
 	@echo '  smoke           - boot, load, take first faults'
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
+	@echo '  check-kcsan     - guest tests on a kernel that looks for data races'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
@@ -77,7 +78,7 @@ help:
 	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
 	@echo '  O               where the kernel is built                         in AVL_CACHE'
 	@echo '  MO              where the module is built                         build/ARCH/module'
-	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
+	@echo '  VARIANT         kernel: release, debug, kcsan, bench, base ...    release'
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test                   random'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'

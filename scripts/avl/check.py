@@ -26,7 +26,7 @@ OWN_GUEST = ("features",)
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
-ROUNDS = {"release": 15, "debug": 5}
+ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
 # What the host tests take from the environment.
 HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, facts, guest, kernel, lint, mutants, report, selftests, source,
+from . import (check, common, facts, guest, kernel, lint, mutants, races, report, selftests, source,
                workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
@@ -109,6 +109,7 @@ COMMANDS = {
     "check": (check.check, True),
     "check-unpatched": (check.unpatched, True),
     "check-selftests": (selftests.full, True),
+    "check-kcsan": (races.races, True),
     "check-full": (lambda *_: check.check_full(), False),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),
