@@ -6,8 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, facts, guest, kernel, lint, mutants, races, report, selftests, source,
-               workload)
+from . import (check, common, facts, guest, kernel, lint, mutants, races, report, source, workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -108,7 +107,7 @@ COMMANDS = {
     "qemu": (cmd_qemu, True),
     "check": (check.check, True),
     "check-unpatched": (check.unpatched, True),
-    "check-selftests": (selftests.full, True),
+    "check-selftests": (check.check_selftests, True),
     "check-kcsan": (races.races, True),
     "check-full": (lambda *_: check.check_full(), False),
     "smoke": (check.smoke, True),

@@ -3,12 +3,11 @@
 
 import fnmatch
 import re
-import shutil
 
-from . import check, common, guest
+from . import common, guest
 from .common import TOP, Failure, say
 from .ktap import Result
-from .toolchain import DEB_ARCH, SUITE, Apt
+from .toolchain import DEB_ARCH, unpacked
 
 EXPECTED = TOP / "tests/expected-differences"
 # A label, the command in tools/testing/selftests/mm, whether it is on the short list. As in
@@ -75,9 +74,9 @@ LIMIT = 240
 GUEST_LIMIT = 3600
 
 
-def chosen(arch):
-    """[(label, command)] of SELFTESTS=, of the short list (SELFTESTS=short), or all."""
-    names = common.setting("SELFTESTS").replace(",", " ").split()
+def chosen(arch, asked):
+    """[(label, command)] of these names, of the short list ("short"), or all."""
+    names = asked.replace(",", " ").split()
     if names == ["short"]:
         names = [label for label, _, is_short in LIST if is_short]
     unknown = sorted(set(names) - {label for label, _, _ in LIST})
@@ -90,21 +89,7 @@ def chosen(arch):
 
 def libraries(arch):
     """Static libnuma and libcap of that architecture, from Debian."""
-    directory = common.cache_dir() / f"selftest-libraries-{arch}"
-    if not directory.is_dir():
-        log = common.log_path("toolchain")
-        with common.locked(common.cache_dir() / "toolchain.lock"):
-            if not directory.is_dir():
-                say(f"fetching libnuma-dev and libcap-dev for {arch}, about 1 MB")
-                with common.made_whole(directory) as partial:
-                    apt = Apt(partial / "apt", [SUITE], DEB_ARCH[arch])
-                    apt.update(log)
-                    for package in ("libnuma-dev", "libcap-dev"):
-                        deb = apt.download(package, partial, log)
-                        common.logged(["dpkg-deb", "-x", deb, partial], log, f"unpacking {package}")
-                        deb.unlink()
-                    shutil.rmtree(partial / "apt")
-    return directory
+    return unpacked("selftest-libraries", ("libnuma-dev", "libcap-dev"), DEB_ARCH[arch])
 
 
 def build(toolchain, kernel, arch, tests):
@@ -240,12 +225,12 @@ def run_variant(guests, bench, image, name, mode, labels):
                           "; ".join(faults), run.evidence() if faults else ())]
 
 
-def stage(toolchain, arch, variants):
+def stage(toolchain, arch, variants, asked):
     """
     The tests in one guest for each of `variants`: (name, bench, mode), the first of which is what
-    the others are held against.
+    the others are held against. `asked` are names of tests, see chosen().
     """
-    tests = chosen(arch)
+    tests = chosen(arch, asked)
     if not tests:
         return []
     guests = guest.Guests(toolchain, arch)
@@ -253,7 +238,7 @@ def stage(toolchain, arch, variants):
     runs, results = {}, []
     for name, bench, mode in variants:
         image = initramfs(toolchain, bench.kernel, arch, bench, directory, tests)
-        with check.Stage(f"mm selftests, {arch}, {name}"):
+        with common.Stage(f"mm selftests, {arch}, {name}"):
             runs[name], own = run_variant(guests, bench, image, name, mode,
                                           [label for label, _ in tests])
         results += own
@@ -272,13 +257,6 @@ def stage(toolchain, arch, variants):
     return results + compared
 
 
-def full(toolchain, arch):
-    """make check-selftests: unpatched, patched without the module, off, on."""
-    base = check.Bench(toolchain, arch, "base", module=False)
-    patched = check.Bench(toolchain, arch)
-    results = stage(toolchain, arch, (("unpatched", base, "selftests"),
-                                      ("lazy off", patched, "selftests-off"),
-                                      ("lazy on", patched, "selftests-on")))
-    table = (TOP / "build" / f"selftests-{arch}.md").read_text()
-    return check.finish("check-selftests", results, arch,
-                        {"mm selftests that differ": table})
+def table(arch):
+    """What differed in the last run."""
+    return (TOP / "build" / f"selftests-{arch}.md").read_text()
