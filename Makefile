@@ -5,14 +5,14 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
-export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
+export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan \
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors \
 	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -57,6 +57,7 @@ help:
 	@echo '  smoke           - boot, load, take first faults'
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
 	@echo '  check-kcsan     - guest tests on a kernel that looks for data races'
+	@echo '  stressors       - stress-ng and trinity in a Debian userland, all lazy'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
@@ -85,6 +86,7 @@ help:
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'
+	@echo '  STRESSORS       outside stressors, by name                        all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'
