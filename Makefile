@@ -12,7 +12,7 @@ export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors \
+TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors coverage \
 	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -62,6 +62,7 @@ help:
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
+	@echo '  coverage        - which edges of the module the guest tests run, line by line'
 	@echo '  report          - one page (Markdown, HTML) of what the last runs have found'
 	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
 	@echo '                    where it was stopped'

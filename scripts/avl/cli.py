@@ -6,8 +6,8 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, facts, guest, kernel, lint, mutants, races, report, source, stressors,
-               workload)
+from . import (check, common, coverage, facts, guest, kernel, lint, mutants, races, report,
+               source, stressors, workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -109,6 +109,7 @@ COMMANDS = {
     "check": (check.check, True),
     "check-unpatched": (check.unpatched, True),
     "check-selftests": (check.check_selftests, True),
+    "coverage": (coverage.coverage, True),
     "stressors": (stressors.stressors, True),
     "check-kcsan": (races.races, True),
     "check-full": (lambda *_: check.check_full(), False),

@@ -218,10 +218,12 @@ def check_kdir(kdir, arch, toolchain):
 class Module:
     """anon_vma_lazy.ko, built against one kernel build directory, from the sources in `top`."""
 
-    def __init__(self, toolchain, arch, kdir, output=None, top=TOP, samples=False):
+    def __init__(self, toolchain, arch, kdir, output=None, top=TOP, samples=False, more=()):
         self.top = top
         self.toolchain = toolchain
         self.samples = samples
+        # Variables for Kbuild.
+        self.more = more
         self.arch = arch
         self.kdir = kdir
         self.output = output or common.path_setting("MO") or TOP / "build" / arch / "module"
@@ -243,6 +245,7 @@ class Module:
             argv.append("CLIPPY=1")
         if self.samples:
             argv.append("AVL_SAMPLES=y")
+        argv += self.more
         for name in ("V", "INSTALL_MOD_PATH", "INSTALL_MOD_DIR"):
             if common.setting(name):
                 argv.append(f"{name}={common.setting(name)}")
