@@ -69,6 +69,7 @@ LIBRARIES = {"migration": ["-lnuma"], "rmap": ["-lnuma"], "ksm_tests": ["-lnuma"
              "mlock-random-test": ["-lcap"]}
 SOURCES = {"uffd-stress": ["uffd-common.c"], "uffd-unit-tests": ["uffd-common.c"],
            "uffd-wp-mremap": ["uffd-common.c"]}
+STATUS = r"ok|not ok(?: \(\d+\))?|SKIP|XFAIL|TIMEOUT|missing"
 # Seconds for one program under TCG, and for all of them in a guest.
 LIMIT = 240
 GUEST_LIMIT = 3600
@@ -166,14 +167,16 @@ def parse(text):
 
 
 def expected():
-    """[(arch, pattern, reason)] of the committed list."""
+    """[(arch, variant, pattern, was, now, reason)] of the committed list."""
     rows = []
     for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = re.match(r"^(\S+)\s+(.+?)\s+::\s+(.+)$", line)
+        fields = re.match(rf"^(\S+) (lazy on|lazy off) (.+?): ({STATUS}) -> ({STATUS}) :: (.+)$",
+                          line)
         if not fields:
-            raise Failure(f"{EXPECTED.name}:{number}: needs ARCH LABEL/TEST :: REASON")
+            raise Failure(f"{EXPECTED.name}:{number}: needs ARCH lazy on|lazy off LABEL/TEST: "
+                          "WAS -> IS :: REASON")
         rows.append(fields.groups())
     return rows
 
@@ -193,8 +196,9 @@ def compare(runs, arch):
                 name = f"{label}/{test}"
                 was = runs[base][label].get(test, "missing")
                 now = runs[other].get(label, {}).get(test, "missing")
-                reasons = [reason for where, pattern, reason in known
-                           if where in (arch, "all") and fnmatch.fnmatchcase(name, pattern)]
+                reasons = [reason for where, variant, pattern, before, after, reason in known
+                           if where in (arch, "all") and variant == other and
+                           (before, after) == (was, now) and fnmatch.fnmatchcase(name, pattern)]
                 if was == now:
                     results.append(Result(f"{other}/{name}", "passed"))
                 elif reasons:

@@ -78,7 +78,7 @@ def commands():
     """[(label, limit, command)], those of STRESSORS= or all."""
     seed = common.number("SEED", 1)
     rows = [(name, LIMIT, f"stress-ng {options} --timeout {SECONDS} --seed {seed} --temp-path /tmp "
-                          "--metrics-brief --no-rand-seed")
+                          "--metrics-brief")
             for name, options in STRESS_NG.items()]
     rows.append(("trinity", LIMIT, f"run-trinity {seed}"))
     names = common.setting("STRESSORS").replace(",", " ").split()

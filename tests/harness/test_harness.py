@@ -374,9 +374,21 @@ ok 3 # SKIP no room
         self.assertEqual([r.status for r in results].count("failed"), 4)
 
     def test_expected_differences_can_be_read(self):
-        for arch, _, reason in selftests.expected():
+        for arch, _, _, was, now, reason in selftests.expected():
             self.assertIn(arch, ("x86_64", "arm64", "all"))
+            self.assertNotEqual(was, now)
             self.assertTrue(reason)
+
+    def test_only_the_expected_difference_is_excused(self):
+        known = [("all", "lazy on", "rmap/*", "ok", "not ok", "why")]
+        was = {"rmap": {"a": "ok"}}
+        with mock.patch.object(selftests, "expected", lambda: known):
+            for variant, now, wanted in (("lazy on", "not ok", "passed"),
+                                         ("lazy on", "SKIP", "failed"),
+                                         ("lazy off", "not ok", "failed")):
+                results, _ = selftests.compare({"base": was, variant: {"rmap": {"a": now}}},
+                                               "x86_64")
+                self.assertEqual([r.status for r in results], [wanted], (variant, now))
 
 
 class Report(unittest.TestCase):
