@@ -319,6 +319,9 @@ FULL = (
     ("check-arm64", ["check", "ARCH=arm64"]),
     ("check-debug-x86_64", ["check-debug", "ARCH=x86_64"]),
     ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
+    ("kcsan-x86_64", ["check-kcsan", "ARCH=x86_64"]),
+    ("stressors-x86_64", ["stressors", "ARCH=x86_64"]),
+    ("coverage-x86_64", ["coverage", "ARCH=x86_64"]),
     ("mutants-x86_64", ["mutants", "ARCH=x86_64"]),
     ("unpatched-x86_64", ["check-unpatched", "ARCH=x86_64"]),
     ("patches-check-x86_64", ["patches-check", "ARCH=x86_64"]),
@@ -380,7 +383,8 @@ def check_full():
     rows = []
     # A stage is a stage whole: what narrows a run down is not handed on.
     env = {k: v for k, v in os.environ.items()
-           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK")}
+           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK", "SELFTESTS", "STRESSORS",
+                        "MUTANTS")}
     for name, target in FULL:
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):
