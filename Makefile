@@ -12,7 +12,7 @@ export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors coverage \
+TARGETS := kernel kernel-built modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors coverage \
 	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -43,6 +43,7 @@ help:
 	@echo 'Build:'
 	@echo '  all, modules    - anon_vma_lazy.ko against KDIR, or the kernel of "make kernel" (default)'
 	@echo '  kernel          - fetch, patch, configure and build the test kernel'
+	@echo '  kernel-built    - is that kernel there, and up to date? (exit status)'
 	@echo '  modules_install - install the module (INSTALL_MOD_PATH, INSTALL_MOD_DIR)'
 	@echo '  clean           - remove build/; the cache stays'
 	@echo '  distclean       - clean, and remove kernels, sources and tools from the cache'

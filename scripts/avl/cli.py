@@ -17,6 +17,11 @@ def cmd_kernel(toolchain, arch):
     say(f"{built}: {built.image}; build directory, for KDIR=: {built.build_dir}")
 
 
+def cmd_kernel_built(toolchain, arch):
+    """For scripts: whether `make kernel` would find it built. Builds nothing."""
+    return 0 if kernel.built_kernel(toolchain, arch) else 1
+
+
 def cmd_modules(toolchain, arch):
     module = kernel.module_for_user(toolchain, arch).build()
     say(f"module: {module.file}")
@@ -100,6 +105,7 @@ def cmd_distclean(*_):
 COMMANDS = {
     # name: (function, whether it needs the toolchain)
     "kernel": (cmd_kernel, True),
+    "kernel-built": (cmd_kernel_built, True),
     "modules": (cmd_modules, True),
     "modules_install": (cmd_modules_install, True),
     "rust-analyzer": (cmd_rust_analyzer, True),

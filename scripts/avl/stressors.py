@@ -62,6 +62,9 @@ STRESS_NG = {
            "--pagemove-bytes 16M --userfaultfd 2 --userfaultfd-bytes 16M --madvise 2 --vma 1 "
            "--vm 2 --vm-bytes 700M --oomable",
 }
+# Refused to root by stress-ng.
+NOBODY = ("exec",)
+AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups -- "
 # System calls of trinity: those on memory and processes, as a user without rights.
 TRINITY = ("mmap munmap mremap mprotect madvise process_madvise mlock mlock2 munlock mlockall "
            "munlockall brk mincore msync remap_file_pages mbind set_mempolicy move_pages "
@@ -69,7 +72,7 @@ TRINITY = ("mmap munmap mremap mprotect madvise process_madvise mlock mlock2 mun
            "userfaultfd shmat shmdt prctl").split()
 RUN_TRINITY = f"""#!/bin/sh
 mkdir -m 777 -p /tmp/trinity && cd /tmp/trinity || exit 1
-exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \\
+exec {AS_NOBODY}\\
 	trinity -q -l off -C 8 -N 20000 -s "$1" {" ".join(f"-c {call}" for call in TRINITY)}
 """
 
@@ -77,8 +80,8 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \\
 def commands():
     """[(label, limit, command)], those of STRESSORS= or all."""
     seed = common.number("SEED", 1)
-    rows = [(name, LIMIT, f"stress-ng {options} --timeout {SECONDS} --seed {seed} --temp-path /tmp "
-                          "--metrics-brief")
+    rows = [(name, LIMIT, f"{AS_NOBODY if name in NOBODY else ''}stress-ng {options} "
+                          f"--timeout {SECONDS} --seed {seed} --temp-path /tmp --metrics-brief")
             for name, options in STRESS_NG.items()]
     rows.append(("trinity", LIMIT, f"run-trinity {seed}"))
     names = common.setting("STRESSORS").replace(",", " ").split()
