@@ -37,7 +37,7 @@ STRESS_NG = {
     "stackmmap": "--stackmmap 4",
     "brk": "--brk 2 --brk-bytes 128M",
     "bigheap": "--bigheap 2 --bigheap-bytes 256M",
-    "oom-pipe": "--oom-pipe 2",
+    "oom-pipe": "--oom-pipe 2 --pathological",
     "mmap": "--mmap 4 --mmap-bytes 64M --mmap-mprotect",
     "mmapmany": "--mmapmany 4",
     "mmapaddr": "--mmapaddr 4",
@@ -52,7 +52,7 @@ STRESS_NG = {
     "vm-segv": "--vm-segv 4",
     "ksm": "--madvise 2 --vm 2 --vm-bytes 64M --vm-method zero-one --ksm",
     "malloc": "--malloc 4 --malloc-bytes 32M",
-    "mlockmany": "--mlockmany 2 --mlockmany-procs 32",
+    "mlockmany": "--mlockmany 2 --mlockmany-procs 32 --pathological",
     "mprotect": "--mprotect 4",
     "numa": "--numa 2 --numa-bytes 16M",
     "remap": "--remap 4 --remap-pages 256",
@@ -81,7 +81,7 @@ def commands():
     """[(label, limit, command)], those of STRESSORS= or all."""
     seed = common.number("SEED", 1)
     rows = [(name, LIMIT, f"{AS_NOBODY if name in NOBODY else ''}stress-ng {options} "
-                          f"--timeout {SECONDS} --seed {seed} --temp-path /tmp --metrics-brief")
+                          f"--timeout {SECONDS} --no-rand-seed --temp-path /tmp --metrics-brief")
             for name, options in STRESS_NG.items()]
     rows.append(("trinity", LIMIT, f"run-trinity {seed}"))
     names = common.setting("STRESSORS").replace(",", " ").split()
