@@ -5,14 +5,14 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
-export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
+export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
 export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel modules modules_install run qemu check check-unpatched check-selftests \
+TARGETS := kernel kernel-built modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors coverage \
 	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -43,6 +43,7 @@ help:
 	@echo 'Build:'
 	@echo '  all, modules    - anon_vma_lazy.ko against KDIR, or the kernel of "make kernel" (default)'
 	@echo '  kernel          - fetch, patch, configure and build the test kernel'
+	@echo '  kernel-built    - is that kernel there, and up to date? (exit status)'
 	@echo '  modules_install - install the module (INSTALL_MOD_PATH, INSTALL_MOD_DIR)'
 	@echo '  clean           - remove build/; the cache stays'
 	@echo '  distclean       - clean, and remove kernels, sources and tools from the cache'
@@ -56,10 +57,13 @@ help:
 	@echo 'Test:'
 	@echo '  smoke           - boot, load, take first faults'
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
+	@echo '  check-kcsan     - guest tests on a kernel that looks for data races'
+	@echo '  stressors       - stress-ng and trinity in a Debian userland, all lazy'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
+	@echo '  coverage        - which edges of the module the guest tests run, line by line'
 	@echo '  report          - one page (Markdown, HTML) of what the last runs have found'
 	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
 	@echo '                    where it was stopped'
@@ -77,13 +81,14 @@ help:
 	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
 	@echo '  O               where the kernel is built                         in AVL_CACHE'
 	@echo '  MO              where the module is built                         build/ARCH/module'
-	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
+	@echo '  VARIANT         kernel: release, debug, kcsan, bench, base ...    release'
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test                   random'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'
+	@echo '  STRESSORS       outside stressors, by name                        all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'

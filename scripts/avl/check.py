@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-from . import common, guest, ktap, report, source
-from .common import TOP, Failure, say
+from . import common, guest, ktap, report, selftests, source, vmatests
+from .common import TOP, Failure, Stage, say
 from .kernel import Kernel, Module
 from .ktap import Result
 
@@ -26,7 +26,7 @@ OWN_GUEST = ("features",)
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Quiet points of the stress test, at which the oracle looks.
-ROUNDS = {"release": 15, "debug": 5}
+ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
 # What the host tests take from the environment.
 HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 
@@ -61,29 +61,6 @@ def selected():
             # What both kinds of guest have is run in the first.
             {name: asked[name] for name in LAZY_TESTS if name in asked and
              name not in GUEST_TESTS})
-
-
-class Stage:
-    """Times a stage and says so."""
-
-    times = []
-
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        say(f"--- {self.name}")
-        self.started = time.monotonic()
-        return self
-
-    def __exit__(self, *_):
-        self.times.append((self.name, time.monotonic() - self.started))
-
-    @classmethod
-    def show(cls):
-        print("  stage                                      seconds")
-        for name, seconds in cls.times:
-            print(f"  {name:<42} {seconds:7.0f}")
 
 
 def host_tests(toolchain):
@@ -253,6 +230,9 @@ def check(toolchain, arch):
             results += harness_tests()
     with Stage(f"kernel and module, {arch} {variant}"):
         bench = Bench(toolchain, arch, variant)
+    if not common.setting("TESTS") and variant == "release":
+        with Stage("tools/testing/vma"):
+            results += vmatests.run(toolchain, bench.kernel.source)
     if tests:
         with Stage(f"guest tests, {arch} {variant}"):
             results += guest_check(guests, bench, "check", tests)
@@ -265,6 +245,9 @@ def check(toolchain, arch):
         with Stage(f"guest tests, {', '.join(own)}, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", {**own, "taint": []}, "features")
     if not common.setting("TESTS") and variant == "release":
+        results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
+                                                     ("lazy on", bench, "selftests-on")),
+                                   "short")
         with Stage("guests that must fail"):
             results += harness_guests(guests, bench)
         with Stage(f"unpatched kernel, {arch}"):
@@ -336,6 +319,9 @@ FULL = (
     ("check-arm64", ["check", "ARCH=arm64"]),
     ("check-debug-x86_64", ["check-debug", "ARCH=x86_64"]),
     ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
+    ("kcsan-x86_64", ["check-kcsan", "ARCH=x86_64"]),
+    ("stressors-x86_64", ["stressors", "ARCH=x86_64"]),
+    ("coverage-x86_64", ["coverage", "ARCH=x86_64"]),
     ("mutants-x86_64", ["mutants", "ARCH=x86_64"]),
     ("unpatched-x86_64", ["check-unpatched", "ARCH=x86_64"]),
     ("patches-check-x86_64", ["patches-check", "ARCH=x86_64"]),
@@ -343,6 +329,18 @@ FULL = (
     ("generations-x86_64", ["check", "TESTS=cost", "GENERATIONS=100000", "TIMEOUT=3600",
                             "ARCH=x86_64"]),
 )
+
+
+def check_selftests(toolchain, arch):
+    """make check-selftests: unpatched, patched with lazy mode off, on."""
+    base = Bench(toolchain, arch, "base", module=False)
+    patched = Bench(toolchain, arch)
+    results = selftests.stage(toolchain, arch, (("unpatched", base, "selftests"),
+                                                ("lazy off", patched, "selftests-off"),
+                                                ("lazy on", patched, "selftests-on")),
+                              common.setting("SELFTESTS"))
+    return finish("check-selftests", results, arch,
+                  {"mm selftests that differ": selftests.table(arch)})
 
 
 def unpatched(toolchain, arch):
@@ -385,7 +383,8 @@ def check_full():
     rows = []
     # A stage is a stage whole: what narrows a run down is not handed on.
     env = {k: v for k, v in os.environ.items()
-           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK")}
+           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK", "SELFTESTS", "STRESSORS",
+                        "MUTANTS")}
     for name, target in FULL:
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):

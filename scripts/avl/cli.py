@@ -6,8 +6,8 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, facts, guest, kernel, lint, mutants, report, selftests, source,
-               workload)
+from . import (check, common, coverage, facts, guest, kernel, lint, mutants, races, report,
+               source, stressors, workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
 
@@ -15,6 +15,11 @@ from .toolchain import Toolchain
 def cmd_kernel(toolchain, arch):
     built = kernel.Kernel(toolchain, arch, common.setting("VARIANT", "release")).build()
     say(f"{built}: {built.image}; build directory, for KDIR=: {built.build_dir}")
+
+
+def cmd_kernel_built(toolchain, arch):
+    """For scripts: whether `make kernel` would find it built. Builds nothing."""
+    return 0 if kernel.built_kernel(toolchain, arch) else 1
 
 
 def cmd_modules(toolchain, arch):
@@ -100,6 +105,7 @@ def cmd_distclean(*_):
 COMMANDS = {
     # name: (function, whether it needs the toolchain)
     "kernel": (cmd_kernel, True),
+    "kernel-built": (cmd_kernel_built, True),
     "modules": (cmd_modules, True),
     "modules_install": (cmd_modules_install, True),
     "rust-analyzer": (cmd_rust_analyzer, True),
@@ -108,7 +114,10 @@ COMMANDS = {
     "qemu": (cmd_qemu, True),
     "check": (check.check, True),
     "check-unpatched": (check.unpatched, True),
-    "check-selftests": (selftests.full, True),
+    "check-selftests": (check.check_selftests, True),
+    "coverage": (coverage.coverage, True),
+    "stressors": (stressors.stressors, True),
+    "check-kcsan": (races.races, True),
     "check-full": (lambda *_: check.check_full(), False),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),

@@ -77,6 +77,29 @@ def say(text):
     print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
 
 
+class Stage:
+    """Times a stage and says so."""
+
+    times = []
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        say(f"--- {self.name}")
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(self, *_):
+        self.times.append((self.name, time.monotonic() - self.started))
+
+    @classmethod
+    def show(cls):
+        print("  stage                                      seconds")
+        for name, seconds in cls.times:
+            print(f"  {name:<42} {seconds:7.0f}")
+
+
 def need_space(path, gib, what):
     """Refuse before a step rather than fail in the middle of it."""
     free = shutil.disk_usage(path).free

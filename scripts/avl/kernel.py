@@ -17,9 +17,14 @@ VARIANTS = {
     "base": (["mm.config", NEEDS, *TESTS], "unpatched, but for the oracle"),
     "plain": (["plain.config"], "unpatched, small"),
     "debug": (["mm.config", NEEDS, *TESTS, "debug.config"], "patched, debug options"),
+    "kcsan": (["mm.config", NEEDS, *TESTS, "kcsan.config"], "patched, race detector"),
+    "kcsan-base": (["mm.config", NEEDS, *TESTS, "kcsan.config"],
+                   "unpatched, but for the oracle; race detector"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
 }
-UNPATCHED = ("base", "plain")
+# The oracle is a patch, too: these have no other.
+WITH_ORACLE = ("base", "kcsan-base")
+UNPATCHED = (*WITH_ORACLE, "plain")
 IMAGE = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
 OPTION = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$")
 
@@ -47,8 +52,7 @@ class Kernel:
         self.arch = arch
         self.variant = variant
         self.patched = variant not in UNPATCHED
-        # The oracle is a patch, too: the base kernel has no other.
-        self.upto = 0 if variant == "base" else upto
+        self.upto = 0 if variant in WITH_ORACLE else upto
         self.extra = extra
         self.source = None
         self._source_key = None
@@ -214,10 +218,12 @@ def check_kdir(kdir, arch, toolchain):
 class Module:
     """anon_vma_lazy.ko, built against one kernel build directory, from the sources in `top`."""
 
-    def __init__(self, toolchain, arch, kdir, output=None, top=TOP, samples=False):
+    def __init__(self, toolchain, arch, kdir, output=None, top=TOP, samples=False, more=()):
         self.top = top
         self.toolchain = toolchain
         self.samples = samples
+        # Variables for Kbuild.
+        self.more = more
         self.arch = arch
         self.kdir = kdir
         self.output = output or common.path_setting("MO") or TOP / "build" / arch / "module"
@@ -239,6 +245,7 @@ class Module:
             argv.append("CLIPPY=1")
         if self.samples:
             argv.append("AVL_SAMPLES=y")
+        argv += self.more
         for name in ("V", "INSTALL_MOD_PATH", "INSTALL_MOD_DIR"):
             if common.setting(name):
                 argv.append(f"{name}={common.setting(name)}")

@@ -32,10 +32,6 @@ def logs(arch, name):
 def save(target, arch, results, stages, extra=None):
     """Keep what a run has found, for the page; the last run of a target counts."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    counters = {}
-    for console in logs(arch, "console.log"):
-        for name, value in COUNTER.findall(console.read_text(errors="replace")):
-            counters[name] = counters.get(name, 0) + int(value)
     record = {
         "target": target, "arch": arch, "commit": commit(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -43,7 +39,7 @@ def save(target, arch, results, stages, extra=None):
                      ("TESTS", "MUTANTS", "SELFTESTS", "KSRC", "VARIANT") if common.setting(name)},
         "stages": [(name, round(seconds)) for name, seconds in stages],
         "results": [(r.name, r.status, r.reason) for r in results],
-        "counters": counters, "extra": extra or {},
+        "extra": extra or {},
     }
     (RESULTS / f"{target}-{arch}.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -59,12 +55,44 @@ def oracle_figures():
     """What the oracle has looked at, over the verdicts that guests left."""
     asked = folios = mappings = 0
     for verdict in logs("*", "verdict.log"):
-        for text in re.findall(r"oracle: (\d+) folios, (\d+) mappings",
+        for text in re.findall(r"oracle: (\d+) folios, (\d+) mappings(?:.* in (\d+) looks)?",
                                verdict.read_text(errors="replace")):
-            asked += 1
+            asked += int(text[2] or 1)
             folios += int(text[0])
             mappings += int(text[1])
     return asked, folios, mappings
+
+
+def events():
+    """{counter: what it counts} for each event of the module, from its source."""
+    text = (TOP / "rust/pure/counters.rs").read_text()
+    meaning = dict((name, " ".join(line.strip(" /") for line in lines.splitlines()))
+                   for lines, name in re.findall(r"((?:^    /// .*\n)+)^    (\w+),$", text, re.M))
+    names = re.findall(r"^            Event::(\w+) => \"(\w+)\",$", text, re.M)
+    if not names or any(name not in meaning for name, _ in names):
+        raise Failure("rust/pure/counters.rs has another form: events() is out of date")
+    return {shown: meaning[name] for name, shown in names}
+
+
+def transitions():
+    """How often each of them happened, over the guests whose logs are there."""
+    totals = {}
+    for console in logs("*", "console.log"):
+        arch = console.relative_to(TOP / "build").parts[0]
+        for name, value in COUNTER.findall(console.read_text(errors="replace")):
+            counts_of = totals.setdefault(name, {})
+            counts_of[arch] = counts_of.get(arch, 0) + int(value)
+    arches = sorted({arch for values in totals.values() for arch in values})
+    if not arches:
+        return []
+    lines = ["", "## How often the module went each way", "",
+             "Its counters at the end of the guests whose logs are there.", "",
+             f"| counter | what | {' | '.join(arches)} |", f"|---|---|{'---|' * len(arches)}"]
+    for name, what in events().items():
+        cells = [totals.get(name, {}).get(arch, 0) for arch in arches]
+        lines.append(f"| {name} | {what} | "
+                     f"{' | '.join(str(cell) if cell else '0: NO TEST DID' for cell in cells)} |")
+    return lines
 
 
 def page(records):
@@ -91,18 +119,7 @@ def page(records):
     for record in records:
         for title, text in record["extra"].items():
             lines += ["", f"## {title}, {record['arch']}", "", text]
-    totals = {}
-    for record in records:
-        for name, value in record["counters"].items():
-            totals.setdefault(name, {})[record["arch"]] = value
-    if totals:
-        arches = sorted({arch for values in totals.values() for arch in values})
-        lines += ["", "## How often the module went each way", "",
-                  "Counters of the module at the end of the guests; 0 is a way that no test went.",
-                  "",
-                  f"| counter | {' | '.join(arches)} |", f"|---|{'---|' * len(arches)}"]
-        lines += [f"| {name} | {' | '.join(str(values.get(arch, '-')) for arch in arches)} |"
-                  for name, values in sorted(totals.items())]
+    lines += transitions()
     lines += ["", "## Stages", "", "| target | arch | stage | seconds |", "|---|---|---|---|"]
     lines += [f"| {record['target']} | {record['arch']} | {name} | {seconds} |"
               for record in records for name, seconds in record["stages"]]

@@ -151,6 +151,26 @@ def unpack_tree(tree, log):
         shutil.rmtree(partial / "apt")
 
 
+def unpacked(name, packages, deb_arch):
+    """A directory of the cache with these packages, without what they depend on."""
+    directory = common.cache_dir() / f"{name}-{deb_arch}"
+    if directory.is_dir():
+        return directory
+    log = common.log_path("toolchain")
+    with common.locked(common.cache_dir() / "toolchain.lock"):
+        if not directory.is_dir():
+            say(f"fetching {', '.join(packages)} for {deb_arch}, about 1 MB")
+            with common.made_whole(directory) as partial:
+                apt = Apt(partial / "apt", [SUITE], deb_arch)
+                apt.update(log)
+                for package in packages:
+                    deb = apt.download(package, partial, log)
+                    common.logged(["dpkg-deb", "-x", deb, partial], log, f"unpacking {package}")
+                    deb.unlink()
+                shutil.rmtree(partial / "apt")
+    return directory
+
+
 class Toolchain:
     """Runs commands with the chosen tools, the host's or the unpacked ones."""
 
@@ -275,19 +295,7 @@ class Toolchain:
             if path.exists():
                 return path
             return Path(shutil.which("busybox"))
-        directory = common.cache_dir() / f"busybox-{arch}"
-        if not directory.is_dir():
-            log = common.log_path("toolchain")
-            with common.locked(common.cache_dir() / "toolchain.lock"):
-                if not directory.is_dir():
-                    say(f"fetching busybox-static for {arch}, about 1 MB")
-                    with common.made_whole(directory) as partial:
-                        apt = Apt(partial / "apt", [SUITE], DEB_ARCH[arch])
-                        apt.update(log)
-                        deb = apt.download("busybox-static", partial, log)
-                        common.logged(["dpkg-deb", "-x", deb, partial], log, "unpacking busybox")
-                        shutil.rmtree(partial / "apt")
-        return directory / "usr/bin/busybox"
+        return unpacked("busybox", ("busybox-static",), DEB_ARCH[arch]) / "usr/bin/busybox"
 
 
 def version_of(argv, pattern):

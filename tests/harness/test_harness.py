@@ -13,8 +13,9 @@ from unittest import mock
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
-from avl import (check, cli, common, facts, guest, kernel, ktap, mutants,  # noqa: E402
-                 report, selftests, source, toolchain, workload)
+from avl import (check, cli, common, coverage, facts, guest, kernel, ktap,  # noqa: E402
+                 mutants, races, report, selftests, source, stressors, toolchain, vmatests,
+                 workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -374,9 +375,21 @@ ok 3 # SKIP no room
         self.assertEqual([r.status for r in results].count("failed"), 4)
 
     def test_expected_differences_can_be_read(self):
-        for arch, _, reason in selftests.expected():
+        for arch, _, _, was, now, reason in selftests.expected():
             self.assertIn(arch, ("x86_64", "arm64", "all"))
+            self.assertNotEqual(was, now)
             self.assertTrue(reason)
+
+    def test_only_the_expected_difference_is_excused(self):
+        known = [("all", "lazy on", "rmap/*", "ok", "not ok", "why")]
+        was = {"rmap": {"a": "ok"}}
+        with mock.patch.object(selftests, "expected", lambda: known):
+            for variant, now, wanted in (("lazy on", "not ok", "passed"),
+                                         ("lazy on", "SKIP", "failed"),
+                                         ("lazy off", "not ok", "failed")):
+                results, _ = selftests.compare({"base": was, variant: {"rmap": {"a": now}}},
+                                               "x86_64")
+                self.assertEqual([r.status for r in results], [wanted], (variant, now))
 
 
 class Report(unittest.TestCase):
@@ -384,15 +397,100 @@ class Report(unittest.TestCase):
 
     def test_failures_stand_out(self):
         record = {"target": "check", "arch": "x86_64", "commit": "c", "when": "w", "narrowed": {},
-                  "stages": [["a", 3], ["b", 4]], "counters": {"walk": 5}, "extra": {"T": "| x |"},
+                  "stages": [["a", 3], ["b", 4]], "extra": {"T": "| x |"},
                   "results": [["one", "passed", ""], ["two", "failed", "<why>"]]}
         text = report.page([record])
         self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 7 |", text)
         self.assertIn("* check x86_64: two: <why>", text)
-        self.assertIn("| walk | 5 |", text)
         self.assertIn("&lt;why&gt;", report.to_html(text))
         html = report.to_html(text)
         self.assertEqual(html.count("<table>"), html.count("</table>"))
+
+    def test_what_never_happened_stands_out(self):
+        with tempfile.TemporaryDirectory() as top:
+            log = Path(top) / "build/x86_64/run/lazy-release/console.log"
+            log.parent.mkdir(parents=True)
+            log.write_text("avl: counter walk 5\navl: counter roots 3\n")
+            with mock.patch.object(report, "events", lambda: {"walk": "w", "refused": "r"}), \
+                    mock.patch.object(report, "TOP", Path(top)):
+                text = "\n".join(report.transitions())
+        self.assertIn("| walk | w | 5 |", text)
+        self.assertIn("| refused | r | 0: NO TEST DID |", text)
+
+    def test_each_event_is_known(self):
+        self.assertIn("walk_skip", report.events())
+
+
+class Races(unittest.TestCase):
+    """Reports of the race detector."""
+
+    RULE = "[    1.0] " + "=" * 66
+
+    def text(self, module):
+        return "\n".join(("[    1.0] before", self.RULE,
+                          "[    1.0] BUG: KCSAN: data-race in walk_it / zap", "[    1.0]",
+                          "[    1.0] write to 0xffff888000000000 of 8 bytes by task 7 on cpu 1:",
+                          f"[    1.0]  zap+0x10/0x20{module}", "[    1.0]  exit+0x1/0x2",
+                          "[    1.0]", "[    1.0] read to 0xffff888000000000 of 8 bytes by task 8",
+                          "[    1.0]  walk_it+0x1/0x2", self.RULE, "[    1.0] after",
+                          self.RULE, "[    1.0] BUG: KCSAN: data-race in lonely+0x1/0x2",
+                          "[    1.0]", "[    1.0]  lonely+0x1/0x2"))
+
+    def judged(self, text, known, added=()):
+        found, rest = races.split(text)
+        self.assertEqual([line.split("] ")[1] for line in rest.splitlines()], ["before", "after"])
+        results, _ = races.judge("guest", found, set(added), known)
+        return {r.name.split("race: ")[1]: r.status for r in results}
+
+    def test_reports_are_told_apart_and_listed_ones_pass(self):
+        self.assertEqual(self.judged(self.text(""), [("zap / walk_*", "why")]),
+                         {"walk_it / zap": "passed", "lonely / unknown": "failed"})
+
+    def test_nothing_excuses_a_race_of_ours(self):
+        known = [("* / *", "why")]
+        self.assertEqual(self.judged(self.text(" [anon_vma_lazy]"), known)["walk_it / zap"],
+                         "failed")
+        self.assertEqual(self.judged(self.text(""), known, ["walk_it"])["walk_it / zap"], "failed")
+        self.assertEqual(self.judged(self.text(""), known)["walk_it / zap"], "passed")
+
+    def test_the_list_can_be_read_and_excuses_nothing_of_the_series(self):
+        added = races.added_functions()
+        self.assertIn("anon_rmap_next", added)
+        for pattern, reason in races.expected():
+            self.assertTrue(reason)
+            self.assertNotIn("anon_vma_lazy", pattern)
+            self.assertFalse(set(pattern.split(" / ")) & added)
+
+
+class Programs(unittest.TestCase):
+    """What other programs say of themselves."""
+
+    def test_vma_tests(self):
+        text = "Test a passed\nAssert FAILED at x.c:1:test_b(): y is FALSE.\nTest b FAILED\n"
+        end = "2 tests run, 1 passed, 1 failed.\n"
+        self.assertEqual([(r.name, r.status) for r in vmatests.parse(text + end)],
+                         [("vma/a", "passed"), ("vma/b", "failed")])
+        self.assertEqual([r.name for r in vmatests.parse(text)][-1], "vma/end")
+        self.assertEqual(vmatests.parse(text + end.replace("2", "3"))[-1].name, "vma/count")
+        self.assertEqual(vmatests.parse("0 tests run, 0 passed, 0 failed.\n")[-1].status, "failed")
+
+    def test_stressors(self):
+        self.assertIn("trinity", [row[0] for row in stressors.commands()])
+        for name, limit, command in stressors.commands():
+            self.assertNotRegex(name + command, "[\"'$\n]")
+            self.assertGreater(limit, stressors.SECONDS)
+        with mock.patch.dict(os.environ, {"STRESSORS": "rmap nosuch"}):
+            self.assertRaisesRegex(common.Failure, "nosuch", stressors.commands)
+
+    def test_coverage(self):
+        places = [100, 108, 120]
+        counts = coverage.counted("avl: cover 5 3\navl: cover 5 4\navl: cover 9 1\n", 80, places)
+        self.assertEqual(counts, {100: 7, 108: 0, 120: 0})
+        at = {100: ("hooks::walk", "rust/hooks.rs", 3), 108: ("next", "rust/walk.rs", 5)}
+        text, hooks = coverage.summary(counts, at)
+        self.assertEqual((hooks["walk"], hooks["fork"]), (7, 0))
+        self.assertTrue(any(line.startswith("* rust/walk.rs:5:") for line in text))
+        self.assertFalse(any(line.startswith("* rust/hooks.rs:3:") for line in text))
 
 
 class Refusals(unittest.TestCase):

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make check-kcsan: guest tests on a kernel that looks for data races, and what it reports."""
+
+import fnmatch
+import re
+
+from . import check, common, guest, source
+from .common import TOP, Failure, say
+from .ktap import Result
+
+EXPECTED = TOP / "tests/expected-races"
+# The kinds of guests and their tests: what is run on the kernel with the series, and on
+# the one without. A race needs time; the tests that only look at messages do not find any.
+PATCHED = (("check", "kcsan-lifetime", ("hook", "lifetime", "taint")),
+           ("lazy", "kcsan-rmap", ("rmap", "stress", "taint")),
+           ("lazy", "kcsan-features", ("features", "taint")))
+UNPATCHED = (("check", "kcsan-base-rmap", ("rmap", "stress")),
+             ("check", "kcsan-base-features", ("features",)))
+# Seconds for a guest: several times as slow as without.
+LIMIT = 2700
+STAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? ?", re.M)
+TITLE = re.compile(r"^BUG: KCSAN: ([\w: -]+?) in (\S+)(?: / (\S+))?")
+FRAME = re.compile(r"^ +(?:\+-> reordered to: )?([\w.$]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)\])?")
+RULE = "=" * 66
+
+
+class Race:
+    """One report: the functions that made the accesses, and all that is on their stacks."""
+
+    def __init__(self, lines):
+        kind, *accesses = TITLE.match(lines[0]).groups()
+        self.lines = lines
+        self.kind = kind
+        # "a+0x1/0x2 [module]" where only one of them is known.
+        self.accesses = tuple(sorted(name.split("+")[0] for name in accesses if name))
+        self.frames = [match.groups() for match in map(FRAME.match, lines) if match]
+
+    @property
+    def title(self):
+        return " / ".join(self.accesses) if len(self.accesses) > 1 else \
+            f"{self.accesses[0]} / unknown"
+
+    def is_ours(self, added):
+        """Whether the module, or a function that the series adds, is on a stack."""
+        return any(module == "anon_vma_lazy" or module == "rmap_who" or name in added
+                   for name, module in self.frames) or any(a in added for a in self.accesses)
+
+
+def split(text):
+    """The reports on a console, and the console without them."""
+    races, rest, block = [], [], None
+    for line in text.splitlines():
+        plain = STAMP.sub("", line)
+        if block is None and TITLE.match(plain):
+            block = [plain]
+            # The line above it.
+            if rest and RULE in rest[-1]:
+                rest.pop()
+        elif block is not None and plain.startswith(RULE):
+            races.append(Race(block))
+            block = None
+        elif block is not None:
+            block.append(plain)
+        else:
+            rest.append(line)
+    if block:
+        # The guest ended in the middle of it.
+        races.append(Race(block))
+    return races, "\n".join(rest)
+
+
+def added_functions():
+    """The functions that the series adds to the kernel."""
+    names = set()
+    for patch in source.series():
+        file = ""
+        for line in patch.read_text().splitlines():
+            if line.startswith("+++ "):
+                file = line
+            elif file.endswith((".c", ".h")):
+                found = re.match(r"^\+(?:[a-z_]\w*[ *]+)+(\w+)\([^;]*$", line)
+                if found:
+                    names.add(found.group(1))
+    if not names:
+        raise Failure("found no function in the series: the pattern in added_functions() is "
+                      "out of date")
+    return names
+
+
+def expected():
+    """[(pattern, reason)] of the committed list; a pattern is 'FUNCTION / FUNCTION'."""
+    rows = []
+    for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = re.match(r"^(\S+ / \S+)\s+:: (.+)$", line)
+        if not fields:
+            raise Failure(f"{EXPECTED.name}:{number}: needs FUNCTION / FUNCTION :: REASON")
+        rows.append(fields.groups())
+    return rows
+
+
+def reason_for(title, known):
+    """Why this race is expected, or None. The order of the two functions means nothing."""
+    ways = (title, " / ".join(reversed(title.split(" / "))))
+    return next((reason for pattern, reason in known
+                 if any(fnmatch.fnmatchcase(way, pattern) for way in ways)), None)
+
+
+def judge(name, races, added, known):
+    """One result for each pair of functions; also the rows of a table."""
+    results, rows = [], []
+    for title in sorted({race.title for race in races}):
+        same = [race for race in races if race.title == title]
+        ours = next((race for race in same if race.is_ours(added)), None)
+        reason = None if ours else reason_for(title, known)
+        why = "" if reason else "names the module or the series" if ours else \
+            "not in tests/expected-races"
+        results.append(Result(f"{name}/race: {title}", "passed" if reason else "failed", why,
+                              () if reason else tuple((ours or same[0]).lines[:60])))
+        rows.append((title, len(same), reason or f"NOT EXPECTED: {why}"))
+    return results, rows
+
+
+def watched(console):
+    """What the detector says of itself at the end of a guest: {counter: value}."""
+    return {name: int(value)
+            for name, value in re.findall(r"^avl: kcsan (\w+): (\d+)$", console, re.M)}
+
+
+def instrumented(toolchain, bench):
+    """The module's Rust code has to call the detector, or nothing is looked at."""
+    symbols = toolchain.output([f"llvm-nm{toolchain.llvm if toolchain.llvm != '1' else ''}",
+                                bench.module.output / "rust/lazy_main.o"]) or ""
+    kinds = sorted(set(re.findall(r"U __tsan_(?:unaligned_|volatile_)?(read|write|read_write)\d",
+                                  symbols)))
+    return Result("kcsan/the module's Rust code is instrumented",
+                  "passed" if kinds == ["read", "read_write", "write"] or
+                  kinds == ["read", "write"] else "failed",
+                  f"calls for {', '.join(kinds) or 'nothing'}")
+
+
+def guests_of(guests, bench, plan, added, known):
+    """Run the guests of a plan; results, and {title: (count, verdict)}."""
+    results, table = [], {}
+    for mode, name, tests in plan:
+        with check.Stage(f"{name}, {guests.arch}"):
+            variant = bench.kernel.variant
+            limit = common.number("TIMEOUT", LIMIT)
+            options = check.guest_options(mode, "kcsan", check.wanted(tests), limit)
+            if not bench.module:
+                options += f" avl.rounds={check.ROUNDS['kcsan']}"
+            run = guests.run(name, bench.kernel, bench.initrd, mode, options, limit)
+        races, run.console = split(run.console)
+        judged = guest.judge(run, tests, bench.kernel.source)
+        if any(r.status == "failed" for r in judged):
+            run.show_end()
+        results += [Result(f"{variant}/{mode}/{r.name}", r.status, r.reason, r.evidence)
+                    for r in judged]
+        seen = watched(run.console)
+        ok = seen.get("setup_watchpoints", 0) > 0 and "kcsan: enabled early" in run.console
+        results.append(Result(f"{name}/the detector was on", "passed" if ok else "failed",
+                              "" if ok else "no watchpoints"))
+        own, rows = judge(name, races, added, known)
+        results += own
+        for title, count, verdict in rows:
+            table[title] = (table.get(title, (0,))[0] + count, verdict)
+        say(f"{name}: {seen.get('setup_watchpoints', 0)} watchpoints, {len(races)} reports of "
+            f"{len(rows)} races")
+    return results, table
+
+
+def races(toolchain, arch):
+    """make check-kcsan."""
+    guests = guest.Guests(toolchain, arch)
+    added, known = added_functions(), expected()
+    variant = common.setting("VARIANT", "kcsan")
+    if variant not in ("kcsan", "kcsan-base"):
+        raise Failure(f"VARIANT={variant}: check-kcsan takes kcsan or kcsan-base, without the "
+                      "series")
+    with check.Stage(f"kernel and module, {arch} {variant}"):
+        bench = check.Bench(toolchain, arch, variant, module=variant == "kcsan")
+    results = [instrumented(toolchain, bench)] if bench.module else []
+    more, table = guests_of(guests, bench, PATCHED if bench.module else UNPATCHED, added, known)
+    rows = ["| race | reports | |", "|---|---|---|"]
+    rows += [f"| {title} | {count} | {verdict} |" for title, (count, verdict) in
+             sorted(table.items())]
+    print("\n".join(rows))
+    target = "check-kcsan" if bench.module else "check-kcsan-base"
+    return check.finish(target, results + more, arch, {"Data races": "\n".join(rows)})
