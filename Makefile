@@ -77,7 +77,7 @@ help:
 	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
 	@echo '  O               where the kernel is built                         in AVL_CACHE'
 	@echo '  MO              where the module is built                         build/ARCH/module'
-	@echo '  VARIANT         kernel: release, debug, bench, base (unpatched)   release'
+	@echo '  VARIANT         kernel: release, debug, base, bench, bench-base   release'
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test                   random'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'

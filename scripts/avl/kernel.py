@@ -18,8 +18,9 @@ VARIANTS = {
     "plain": (["plain.config"], "unpatched, small"),
     "debug": (["mm.config", NEEDS, *TESTS, "debug.config"], "patched, debug options"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
+    "bench-base": (["mm.config", NEEDS, "bench.config"], "unpatched, for benchmarks"),
 }
-UNPATCHED = ("base", "plain")
+UNPATCHED = ("base", "plain", "bench-base")
 IMAGE = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
 OPTION = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$")
 
