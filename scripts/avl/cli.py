@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, facts, guest, kernel, lint, mutants, report, selftests, source,
+from . import (bench, check, common, facts, guest, kernel, lint, mutants, report, selftests, source,
                workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
@@ -110,6 +110,7 @@ COMMANDS = {
     "check-unpatched": (check.unpatched, True),
     "check-selftests": (selftests.full, True),
     "check-full": (lambda *_: check.check_full(), False),
+    "bench": (bench.bench, True),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),
     "mutants": (mutants.mutants, True),
