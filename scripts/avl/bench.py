@@ -9,7 +9,7 @@ instructions of the guest: its clock counts them, so that a run repeats to the d
 import json
 import statistics
 
-from . import common, guest, plot, report
+from . import common, guest, memory, plot, report, userland
 from .common import TOP, Failure, say
 from .kernel import Kernel, Module
 
@@ -20,7 +20,7 @@ VARIANTS = {
     "off": ("bench", "off", "lazy off"),
     "on": ("bench", "on", "lazy on"),
 }
-PARTS = ("speed",)
+PARTS = ("speed", "memory")
 SPEED = ("fork", "fork_touch", "fork_exec", "first_fault", "mmap_touch_munmap", "mmap_munmap",
          "munmap_many", "mprotect_split_merge", "brk", "mremap", "mremap_first", "exit", "swap",
          "reclaim", "family", "thp")
@@ -60,9 +60,11 @@ def selection():
 def compile_programs(toolchain, arch, log):
     out = TOP / "build" / arch / "bench"
     out.mkdir(parents=True, exist_ok=True)
-    toolchain.run([toolchain.gcc(arch), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
-                   "-Wno-unused-parameter", "-Wno-sign-compare", "-static", "-pthread",
-                   "-o", out / "speed", "tests/bench/speed.c"], log, "compiling speed.c", cwd=TOP)
+    # The zygote loads Debian's libraries, and so it cannot be static.
+    for name, link in (("speed", ["-static", "-pthread"]), ("zygote", ["-ldl"])):
+        toolchain.run([toolchain.gcc(arch), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
+                       "-Wno-unused-parameter", "-Wno-sign-compare", "-o", out / name,
+                       f"tests/bench/{name}.c", *link], log, f"compiling {name}.c", cwd=TOP)
     return out
 
 
@@ -84,9 +86,21 @@ class Bench:
         own = compile_programs(toolchain, arch, log)
         rows = ["dir /avl/bench 755 0 0",
                 f"file /avl/run-bench {TOP}/scripts/guest/run-bench 755 0 0",
+                f"file /avl/userland {TOP}/scripts/guest/userland 755 0 0",
+                f"file /avl/zygote {own}/zygote 755 0 0",
                 f"file /avl/bench/speed {own}/speed 755 0 0"]
         self.initrd = guest.initramfs(toolchain, arch, kernel, [self.module.file], programs, log,
                                       rows)
+
+        self._large = None
+
+    @property
+    def large(self):
+        """The initramfs with a Debian userland in front."""
+        if not self._large:
+            self._large = userland.joined([memory.image(self.arch), self.initrd],
+                                          self.initrd.with_name("userland.cpio"))
+        return self._large
 
     def run(self, part, variant, machine, options="", initrd=None, timeout=1800):
         """One guest; the lines that it sent, and what is to be kept with each of them."""
@@ -122,6 +136,16 @@ def speed(bench, names):
                      "repetition": int(repetition), "value": float(value),
                      "unit": "instructions"}
                     for name, parameter, repetition, value in lines]
+    return records
+
+
+def memory_of(bench, variants):
+    """The records of the memory benchmark."""
+    machine = memory.MACHINE._replace(counted=bench.seed)
+    records = []
+    for variant in variants:
+        lines, about = bench.run("memory", variant, machine, memory.SLAB_DEBUG, bench.large)
+        records += memory.records(lines, about)
     return records
 
 
@@ -198,6 +222,18 @@ def bench(toolchain, arch):
         labels = [VARIANTS[v][2] for v in VARIANTS if v != "unpatched"]
         plot.bars(directory / "speed.svg", f"Instructions, relative to an unpatched kernel, {arch}",
                   labels, speed_bars(found))
+        print("\n".join(["", *rows, ""]))
+    if "memory" in asked:
+        records = memory_of(made, VARIANTS)
+        found = memory.figures(records)
+        rows = memory.table(found, {v: VARIANTS[v][2] for v in VARIANTS})
+        write(directory, "memory", records, rows)
+        plot.bars(directory / "memory.svg", "Bytes of anon_vma, anon_vma_chain and lazy roots, "
+                  f"relative to an unpatched kernel, {arch}",
+                  [VARIANTS[v][2] for v in VARIANTS if v != "unpatched"],
+                  {memory.LOADS[load][0]: [memory.ratio(caches, "sum", v, "unpatched")
+                                           for v in VARIANTS if v != "unpatched"]
+                   for load, caches in found.items()})
         print("\n".join(["", *rows, ""]))
     say(f"tables, plots and raw figures: {directory}")
     return 0

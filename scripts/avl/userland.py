@@ -126,25 +126,26 @@ def add_accounts(archive, users):
         archive.add(f"{ROOT}/etc/{kind}", stat.S_IFREG | 0o644, text.replace(":*:", ":x:").encode())
 
 
-def image(arch, packages, users=(), files=None, links=None):
+def image(arch, packages, users=(), files=None, links=None, without=()):
     """
     The archive with these packages (and what they depend on), made once for what is asked for:
     a file in the cache, and beside it the list of packages. `files` are {path: text}, executable
-    if they begin with #!, `links` {path: target}.
+    if they begin with #!, `links` {path: target}; packages `without` which the others run are
+    left out.
     """
     files = {**FILES, **(files or {})}
     links = {**LINKS, **(links or {})}
     wanted = [*BASE, *packages]
     key = common.digest(SUITE, arch, repr(sorted(wanted)), repr(users), repr(sorted(files.items())),
-                        repr(sorted(links.items())), Path(__file__))
+                        repr(sorted(links.items())), repr(without), Path(__file__))
     final = common.cache_dir() / f"userland-{arch}-{key}"
     with common.locked(common.cache_dir() / "userland.lock"):
         if not final.is_dir():
-            make(final, arch, wanted, users, files, links)
+            make(final, arch, wanted, users, files, links, without)
     return final / "userland.cpio"
 
 
-def make(final, arch, packages, users, files, links):
+def make(final, arch, packages, users, files, links, without):
     log = common.log_path(f"userland-{arch}")
     with common.made_whole(final) as partial:
         apt = Apt(partial / "apt", [SUITE], DEB_ARCH[arch])
@@ -166,7 +167,8 @@ def make(final, arch, packages, users, files, links):
                 archive.parents(f"{ROOT}/{name}")
                 archive.add(f"{ROOT}/{name}", stat.S_IFREG | mode, text.encode())
             for deb in debs:
-                add_package(archive, deb)
+                if deb.name.split("_")[0] not in without:
+                    add_package(archive, deb)
             add_accounts(archive, users)
             archive.end()
             size = file.tell()
