@@ -20,7 +20,7 @@ VARIANTS = {
     "off": ("bench", "off", "lazy off"),
     "on": ("bench", "on", "lazy on"),
 }
-PARTS = ("speed", "memory")
+PARTS = ("speed", "memory", "threads")
 SPEED = ("fork", "fork_touch", "fork_exec", "first_fault", "mmap_touch_munmap", "mmap_munmap",
          "munmap_many", "mprotect_split_merge", "brk", "mremap", "mremap_first", "exit", "swap",
          "reclaim", "family", "thp")
@@ -61,7 +61,8 @@ def compile_programs(toolchain, arch, log):
     out = TOP / "build" / arch / "bench"
     out.mkdir(parents=True, exist_ok=True)
     # The zygote loads Debian's libraries, and so it cannot be static.
-    for name, link in (("speed", ["-static", "-pthread"]), ("zygote", ["-ldl"])):
+    for name, link in (("speed", ["-static"]), ("threads", ["-static", "-pthread"]),
+                       ("zygote", ["-ldl"])):
         toolchain.run([toolchain.gcc(arch), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror",
                        "-Wno-unused-parameter", "-Wno-sign-compare", "-o", out / name,
                        f"tests/bench/{name}.c", *link], log, f"compiling {name}.c", cwd=TOP)
@@ -88,7 +89,7 @@ class Bench:
                 f"file /avl/run-bench {TOP}/scripts/guest/run-bench 755 0 0",
                 f"file /avl/userland {TOP}/scripts/guest/userland 755 0 0",
                 f"file /avl/zygote {own}/zygote 755 0 0",
-                f"file /avl/bench/speed {own}/speed 755 0 0"]
+                *(f"file /avl/bench/{name} {own}/{name} 755 0 0" for name in ("speed", "threads"))]
         self.initrd = guest.initramfs(toolchain, arch, kernel, [self.module.file], programs, log,
                                       rows)
 
@@ -122,7 +123,8 @@ class Bench:
         about = {"arch": self.arch, "variant": variant, "kernel": release,
                  "config": common.digest(kernel.build_dir / ".config"), "commit": self.commit,
                  "seed": self.seed}
-        return [line for line in lines if line[0] != "#"], about
+        return [line for line in lines if line[0] != "#"], about, \
+            [line for line in lines if line[0] == "#"]
 
 
 def speed(bench, names):
@@ -131,7 +133,7 @@ def speed(bench, names):
     options = f"avl.names={','.join(names)}" if names else ""
     records = []
     for variant in VARIANTS:
-        lines, about = bench.run("speed", variant, machine, options)
+        lines, about, _ = bench.run("speed", variant, machine, options)
         records += [{**about, "name": name, "parameter": int(parameter),
                      "repetition": int(repetition), "value": float(value),
                      "unit": "instructions"}
@@ -144,9 +146,35 @@ def memory_of(bench, variants):
     machine = memory.MACHINE._replace(counted=bench.seed)
     records = []
     for variant in variants:
-        lines, about = bench.run("memory", variant, machine, memory.SLAB_DEBUG, bench.large)
+        lines, about, _ = bench.run("memory", variant, machine, memory.SLAB_DEBUG, bench.large)
         records += memory.records(lines, about)
     return records
+
+
+def threads_of(bench):
+    """The records of the contention benchmark, and the module's counters with lazy mode on."""
+    machine = guest.Machine()
+    records, counters = [], {}
+    for variant in VARIANTS:
+        lines, about, notes = bench.run("threads", variant, machine)
+        records += [{**about, "name": name, "parameter": int(parameter),
+                     "repetition": int(repetition), "value": int(value), "unit": "events"}
+                    for name, parameter, repetition, value in lines]
+        if variant == "on":
+            counters = {line[2]: int(line[3]) for line in notes if line[1] == "counter"}
+    return records, counters
+
+
+def threads_table(found, counters):
+    """Markdown: medians of each variant, and how often walks met a lock that was taken."""
+    rows = [f"| in {{}} threads | {' | '.join(VARIANTS[v][2] for v in VARIANTS)} |".format(
+        next(iter(found))[1]), f"|---|{'---:|' * len(VARIANTS)}"]
+    for (name, _), by in found.items():
+        rows.append(f"| {name.replace('_', ' ')} | "
+                    f"{' | '.join(f'{by[v][0]:,.0f} ({by[v][1]:.0f} %)' for v in VARIANTS)} |")
+    shown = ("walk", "walk_vma", "walk_descend", "walk_skip", "walk_retry")
+    return [*rows, "", "With lazy mode on, the module's counters: " +
+            ", ".join(f"{name} {counters.get(name, 0):,}" for name in shown) + "."]
 
 
 def medians(records):
@@ -159,7 +187,7 @@ def medians(records):
     for key, variants in values.items():
         for variant, some in variants.items():
             middle = statistics.median(some)
-            spread = 100 * (max(some) - min(some)) / middle
+            spread = 100 * (max(some) - min(some)) / middle if middle else 0
             found.setdefault(key, {})[variant] = (middle, spread, len(some))
     return found
 
@@ -234,6 +262,11 @@ def bench(toolchain, arch):
                   {memory.LOADS[load][0]: [memory.ratio(caches, "sum", v, "unpatched")
                                            for v in VARIANTS if v != "unpatched"]
                    for load, caches in found.items()})
+        print("\n".join(["", *rows, ""]))
+    if "threads" in asked:
+        records, counters = threads_of(made)
+        rows = threads_table(medians(records), counters)
+        write(directory, "threads", records, rows)
         print("\n".join(["", *rows, ""]))
     say(f"tables, plots and raw figures: {directory}")
     return 0
