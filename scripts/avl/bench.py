@@ -7,6 +7,7 @@ instructions of the guest: its clock counts them, so that a run repeats to the d
 """
 
 import json
+import os
 import statistics
 
 from . import common, guest, memory, plot, report, userland
@@ -20,7 +21,9 @@ VARIANTS = {
     "off": ("bench", "off", "lazy off"),
     "on": ("bench", "on", "lazy on"),
 }
-PARTS = ("speed", "memory", "threads")
+PARTS = ("speed", "memory", "threads", "wall")
+# Guests of each variant, in turn, for wall time.
+ROUNDS = 5
 SPEED = ("fork", "fork_touch", "fork_exec", "first_fault", "mmap_touch_munmap", "mmap_munmap",
          "munmap_many", "mprotect_split_merge", "brk", "mremap", "mremap_first", "exit", "swap",
          "reclaim", "family", "thp")
@@ -50,7 +53,7 @@ def selection():
     found = {} if asked else {part: [] for part in PARTS}
     for word in asked:
         part, _, name = word.partition("/")
-        if part not in PARTS or (name and (part != "speed" or name not in SPEED)):
+        if part not in PARTS or (name and (part not in ("speed", "wall") or name not in SPEED)):
             raise Failure(f"BENCH={word} is unknown: use {', '.join(PARTS)}, or speed/NAME with "
                           f"NAME of {', '.join(SPEED)}")
         found.setdefault(part, []).extend([name] if name else [])
@@ -138,6 +141,23 @@ def speed(bench, names):
                      "repetition": int(repetition), "value": float(value),
                      "unit": "instructions"}
                     for name, parameter, repetition, value in lines]
+    return records
+
+
+def wall(bench, names):
+    """
+    The records of the speed benchmarks in wall time, where KVM works: on one CPU of the host, the
+    variants in turn, so that whatever else changes changes all of them.
+    """
+    machine = guest.Machine(cpus=1, pinned=(os.cpu_count() or 1) - 1)
+    options = f"avl.names={','.join(names)}" if names else ""
+    records = []
+    for number in range(ROUNDS):
+        for variant in VARIANTS:
+            lines, about, _ = bench.run("speed", variant, machine, options)
+            records += [{**about, "name": name, "parameter": int(parameter),
+                         "repetition": 1000 * number + int(repetition), "value": float(value),
+                         "unit": "ns"} for name, parameter, repetition, value in lines]
     return records
 
 
@@ -238,35 +258,51 @@ def write(directory, name, records, rows):
     (directory / f"{name}.md").write_text("\n".join(head + rows) + "\n")
 
 
+def measured(made, name, records, what, directory):
+    """Table and plot of speed benchmarks."""
+    found = medians(records)
+    rows = speed_table(found)
+    write(directory, name, records, rows)
+    labels = [VARIANTS[v][2] for v in VARIANTS if v != "unpatched"]
+    plot.bars(directory / f"{name}.svg", f"{what}, relative to an unpatched kernel, {made.arch}",
+              labels, speed_bars(found))
+    return rows
+
+
+def remembered(made, records, directory):
+    """Table and plot of the memory benchmark."""
+    found = memory.figures(records)
+    rows = memory.table(found, {v: VARIANTS[v][2] for v in VARIANTS})
+    write(directory, "memory", records, rows)
+    others = [v for v in VARIANTS if v != "unpatched"]
+    plot.bars(directory / "memory.svg", "Bytes of anon_vma, anon_vma_chain and lazy roots, "
+              f"relative to an unpatched kernel, {made.arch}", [VARIANTS[v][2] for v in others],
+              {memory.LOADS[load][0]: [memory.ratio(caches, "sum", v, "unpatched")
+                                       for v in others] for load, caches in found.items()})
+    return rows
+
+
 def bench(toolchain, arch):
     asked = selection()
     made = Bench(toolchain, arch)
     directory = TOP / "build" / "bench" / arch
+    tables = []
+    kvm = "wall" in asked and made.guests.accel(made.kernels["bench"], made.initrd) == "kvm"
+    if "wall" in asked and not kvm:
+        if common.setting("BENCH"):
+            raise Failure("BENCH=wall needs KVM: an emulator's times say nothing")
+        say("no wall times: they need KVM, and an emulator's say nothing")
     if "speed" in asked:
-        records = speed(made, asked["speed"])
-        found = medians(records)
-        rows = speed_table(found)
-        write(directory, "speed", records, rows)
-        labels = [VARIANTS[v][2] for v in VARIANTS if v != "unpatched"]
-        plot.bars(directory / "speed.svg", f"Instructions, relative to an unpatched kernel, {arch}",
-                  labels, speed_bars(found))
-        print("\n".join(["", *rows, ""]))
+        tables += measured(made, "speed", speed(made, asked["speed"]), "Instructions", directory)
+    if kvm:
+        tables += ["", *measured(made, "wall", wall(made, asked["wall"]), "Time", directory)]
     if "memory" in asked:
-        records = memory_of(made, VARIANTS)
-        found = memory.figures(records)
-        rows = memory.table(found, {v: VARIANTS[v][2] for v in VARIANTS})
-        write(directory, "memory", records, rows)
-        plot.bars(directory / "memory.svg", "Bytes of anon_vma, anon_vma_chain and lazy roots, "
-                  f"relative to an unpatched kernel, {arch}",
-                  [VARIANTS[v][2] for v in VARIANTS if v != "unpatched"],
-                  {memory.LOADS[load][0]: [memory.ratio(caches, "sum", v, "unpatched")
-                                           for v in VARIANTS if v != "unpatched"]
-                   for load, caches in found.items()})
-        print("\n".join(["", *rows, ""]))
+        tables += ["", *remembered(made, memory_of(made, VARIANTS), directory)]
     if "threads" in asked:
         records, counters = threads_of(made)
         rows = threads_table(medians(records), counters)
         write(directory, "threads", records, rows)
-        print("\n".join(["", *rows, ""]))
+        tables += ["", *rows]
+    print("\n".join(["", *tables, ""]))
     say(f"tables, plots and raw figures: {directory}")
     return 0

@@ -24,6 +24,8 @@ class Machine(NamedTuple):
     nodes: int = 2
     # The clock counts instructions (one is a nanosecond), from this seed on all is determined.
     counted: int = 0
+    # The host CPU that it runs on, for wall time.
+    pinned: int = -1
 
 
 # An out-of-tree module, and in-kernel tests.
@@ -118,7 +120,7 @@ def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind="")
 def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machine=Machine(),
                  interactive=False):
     """The QEMU command line as a list."""
-    cpus, memory, nodes, counted = machine
+    cpus, memory, nodes, counted, pinned = machine
     append = [f"console={CONSOLE[arch]}", "panic=-1", "oops=panic", "slab_nomerge",
               f"avl.mode={mode}", options]
     # x86 without ACPI has no other way out; -no-reboot makes a reset the end.
@@ -149,7 +151,8 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machi
         argv += ["-serial", f"file:{directory}/console.log", "-device", "virtio-serial-pci",
                  "-chardev", f"file,id=verdict,path={directory}/verdict.log",
                  "-device", "virtserialport,chardev=verdict,name=avl.verdict"]
-    return argv + ["-append", " ".join(filter(None, append))]
+    argv += ["-append", " ".join(filter(None, append))]
+    return ["taskset", "-c", str(pinned), *argv] if pinned >= 0 else argv
 
 
 class Run:
