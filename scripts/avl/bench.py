@@ -8,9 +8,10 @@ instructions of the guest: its clock counts them, so that a run repeats to the d
 
 import json
 import os
+import re
 import statistics
 
-from . import common, guest, memory, plot, report, userland
+from . import common, guest, memory, plot, profile, report, userland
 from .common import TOP, Failure, say
 from .kernel import Kernel, Module
 
@@ -47,6 +48,14 @@ TARGETS = {
 TARGET_OF = {"no-module": 1.002, "off": 1.01}
 
 
+def profiled():
+    """The benchmark and its parameter of BENCH=profile/fork/500, or None."""
+    match = re.fullmatch(r"profile/(\w+)/(\d+)", common.setting("BENCH"))
+    if match and match.group(1) in SPEED:
+        return match.groups()
+    return None
+
+
 def selection():
     """{part: benchmarks, or none for all} of BENCH=, such as "speed/fork speed/thp memory"."""
     asked = common.setting("BENCH").replace(",", " ").split()
@@ -54,8 +63,8 @@ def selection():
     for word in asked:
         part, _, name = word.partition("/")
         if part not in PARTS or (name and (part not in ("speed", "wall") or name not in SPEED)):
-            raise Failure(f"BENCH={word} is unknown: use {', '.join(PARTS)}, or speed/NAME with "
-                          f"NAME of {', '.join(SPEED)}")
+            raise Failure(f"BENCH={word} is unknown: use {', '.join(PARTS)}, speed/NAME or "
+                          f"profile/NAME/PARAMETER with NAME of {', '.join(SPEED)}")
         found.setdefault(part, []).extend([name] if name else [])
     return found
 
@@ -283,8 +292,13 @@ def remembered(made, records, directory):
 
 
 def bench(toolchain, arch):
-    asked = selection()
+    one = profiled()
+    asked = {} if one else selection()
     made = Bench(toolchain, arch)
+    if one:
+        before, after = (profile.profile(made, *one, variant) for variant in ("unpatched", "on"))
+        print("\n".join(profile.table(before, after)))
+        return 0
     directory = TOP / "build" / "bench" / arch
     tables = []
     kvm = "wall" in asked and made.guests.accel(made.kernels["bench"], made.initrd) == "kvm"

@@ -26,6 +26,8 @@ class Machine(NamedTuple):
     counted: int = 0
     # The host CPU that it runs on, for wall time.
     pinned: int = -1
+    # More arguments, for an emulator only.
+    emulated: tuple = ()
 
 
 # An out-of-tree module, and in-kernel tests.
@@ -120,7 +122,7 @@ def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind="")
 def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machine=Machine(),
                  interactive=False):
     """The QEMU command line as a list."""
-    cpus, memory, nodes, counted, pinned = machine
+    cpus, memory, nodes, counted, pinned, emulated = machine
     append = [f"console={CONSOLE[arch]}", "panic=-1", "oops=panic", "slab_nomerge",
               f"avl.mode={mode}", options]
     # x86 without ACPI has no other way out; -no-reboot makes a reset the end.
@@ -152,6 +154,7 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machi
                  "-chardev", f"file,id=verdict,path={directory}/verdict.log",
                  "-device", "virtserialport,chardev=verdict,name=avl.verdict"]
     argv += ["-append", " ".join(filter(None, append))]
+    argv += emulated
     return ["taskset", "-c", str(pinned), *argv] if pinned >= 0 else argv
 
 
@@ -235,7 +238,7 @@ class Guests:
     def run(self, name, kernel, initrd, mode, options="", timeout=600, machine=Machine(),
             fixed=False):
         """Boot one guest and wait for its end. A `fixed` time limit is not the user's to change."""
-        accel = "tcg" if machine.counted else self.accel(kernel, initrd)
+        accel = "tcg" if machine.counted or machine.emulated else self.accel(kernel, initrd)
         timeout = timeout if fixed else common.number("TIMEOUT", timeout)
         return self._start(name, kernel, initrd, mode, accel, timeout, options, machine)
 

@@ -5,6 +5,8 @@
  *
  *	speed			all benchmarks, each in a process of its own
  *	speed NAME...		these
+ *	speed -p NAME NR	one for a profile: with this parameter, three times, and
+ *				with pauses before and after it
  *
  * A line "NAME PARAMETER REPETITION VALUE" for each repetition. The value is the clock's
  * nanoseconds for one operation: a fork, a fault, a page that is migrated.
@@ -37,6 +39,9 @@
 #define WARM 2
 
 static size_t page;
+/* For a profile: the only parameter, and fewer operations. */
+static long only = -1;
+static int loops = 200;
 static const char *self = "/proc/self/exe";
 
 static double now(void)
@@ -51,6 +56,16 @@ static void result(const char *name, long parameter, int repetition, double valu
 {
 	if (repetition >= WARM)
 		printf("%s %ld %d %.1f\n", name, parameter, repetition - WARM, value);
+}
+
+static int repetitions(int wanted)
+{
+	return WARM + (only < 0 ? wanted : 1);
+}
+
+static bool left_out(long parameter)
+{
+	return only >= 0 && parameter != only;
 }
 
 static void must(bool ok, const char *what)
@@ -119,11 +134,14 @@ static const long sweep[] = { 20, 200, 500, 2000, 20000, 0 };
 static void bench_fork(const char *name)
 {
 	for (const long *vmas = sweep; *vmas; vmas++) {
-		char *area = map_separate(*vmas);
+		char *area;
 
+		if (left_out(*vmas))
+			continue;
+		area = map_separate(*vmas);
 		touch_separate(area, *vmas);
 		first(true);
-		for (int i = 0; i < WARM + (*vmas > 2000 ? 5 : 15); i++) {
+		for (int i = 0; i < repetitions(*vmas > 2000 ? 5 : 15); i++) {
 			const double began = now();
 			const pid_t pid = fork();
 			double forked;
@@ -145,10 +163,13 @@ static void bench_fork(const char *name)
 static void bench_fork_touch(const char *name)
 {
 	for (const long *vmas = sweep; *vmas && *vmas <= 2000; vmas++) {
-		char *area = map_separate(*vmas);
+		char *area;
 
+		if (left_out(*vmas))
+			continue;
+		area = map_separate(*vmas);
 		touch_separate(area, *vmas);
-		for (int i = 0; i < WARM + 15; i++) {
+		for (int i = 0; i < repetitions(15); i++) {
 			const double began = now();
 			const pid_t pid = fork();
 
@@ -169,10 +190,13 @@ static void bench_fork_exec(const char *name)
 	static const long sizes[] = { 20, 500, 0 };
 
 	for (const long *vmas = sizes; *vmas; vmas++) {
-		char *area = map_separate(*vmas);
+		char *area;
 
+		if (left_out(*vmas))
+			continue;
+		area = map_separate(*vmas);
 		touch_separate(area, *vmas);
-		for (int i = 0; i < WARM + 15; i++) {
+		for (int i = 0; i < repetitions(15); i++) {
 			const double began = now();
 			const pid_t pid = fork();
 
@@ -192,7 +216,7 @@ static void bench_first_fault(const char *name)
 {
 	const long vmas = 500;
 
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		char *area = map_separate(vmas);
 		const double began = now();
 
@@ -207,28 +231,28 @@ static void bench_mmap_touch(const char *name)
 	static const long sizes[] = { 1, 16, 0 };
 
 	for (const long *pages = sizes; *pages; pages++)
-		for (int i = 0; i < WARM + 15; i++) {
+		for (int i = 0; i < repetitions(15) && !left_out(*pages); i++) {
 			const double began = now();
 
-			for (int j = 0; j < 200; j++) {
+			for (int j = 0; j < loops; j++) {
 				char *area = map_pages(*pages * page);
 
 				for (long k = 0; k < *pages; k++)
 					area[k * page] = 1;
 				munmap(area, *pages * page);
 			}
-			result(name, *pages, i, (now() - began) / 200);
+			result(name, *pages, i, (now() - began) / loops);
 		}
 }
 
 static void bench_mmap_only(const char *name)
 {
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		const double began = now();
 
-		for (int j = 0; j < 200; j++)
+		for (int j = 0; j < loops; j++)
 			munmap(map_pages(page), page);
-		result(name, 1, i, (now() - began) / 200);
+		result(name, 1, i, (now() - began) / loops);
 	}
 }
 
@@ -238,7 +262,7 @@ static void bench_munmap_many(const char *name)
 	static const long sizes[] = { 10, 100, 1000, 0 };
 
 	for (const long *vmas = sizes; *vmas; vmas++)
-		for (int i = 0; i < WARM + 15; i++) {
+		for (int i = 0; i < repetitions(15) && !left_out(*vmas); i++) {
 			char *area = map_separate(*vmas);
 			double began;
 
@@ -254,29 +278,29 @@ static void bench_mprotect(const char *name)
 	char *area = map_pages(3 * page);
 
 	memset(area, 1, 3 * page);
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		const double began = now();
 
-		for (int j = 0; j < 200; j++) {
+		for (int j = 0; j < loops; j++) {
 			mprotect(area + page, page, PROT_READ);
 			mprotect(area + page, page, PROT_READ | PROT_WRITE);
 		}
-		result(name, 3, i, (now() - began) / 200);
+		result(name, 3, i, (now() - began) / loops);
 	}
 }
 
 static void bench_brk(const char *name)
 {
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		const double began = now();
 
-		for (int j = 0; j < 200; j++) {
+		for (int j = 0; j < loops; j++) {
 			char *at = sbrk(page);
 
 			*at = 1;
 			sbrk(-(intptr_t)page);
 		}
-		result(name, 1, i, (now() - began) / 200);
+		result(name, 1, i, (now() - began) / loops);
 	}
 }
 
@@ -287,14 +311,14 @@ static void bench_mremap(const char *name)
 
 	*area = 1;
 	munmap(there, page);
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		const double began = now();
 
-		for (int j = 0; j < 100; j++) {
+		for (int j = 0; j < loops / 2; j++) {
 			mremap(area, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, there);
 			mremap(there, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, area);
 		}
-		result(name, 1, i, (now() - began) / 200);
+		result(name, 1, i, (now() - began) / loops);
 	}
 }
 
@@ -304,17 +328,17 @@ static void bench_mremap_first(const char *name)
 	char *area = map_separate(8), *there = area + 8 * page;
 
 	munmap(there, page);
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		const double began = now();
 
-		for (int j = 0; j < 200; j++) {
+		for (int j = 0; j < loops; j++) {
 			char *at = map_pages(page);
 
 			*at = 1;
 			mremap(at, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, there);
 			munmap(there, page);
 		}
-		result(name, 1, i, (now() - began) / 200);
+		result(name, 1, i, (now() - began) / loops);
 	}
 }
 
@@ -372,7 +396,7 @@ static void grow(void *data)
 static void bench_exit(const char *name)
 {
 	for (const long *vmas = sweep; *vmas; vmas++)
-		for (int i = 0; i < WARM + (*vmas > 2000 ? 5 : 15); i++) {
+		for (int i = 0; i < repetitions(*vmas > 2000 ? 5 : 15) && !left_out(*vmas); i++) {
 			struct children c;
 			double began;
 
@@ -417,7 +441,7 @@ static void bench_swap(const char *name)
 	char *area = map_pages(size);
 
 	fill(area, size);
-	for (int i = 0; i < WARM + 15; i++) {
+	for (int i = 0; i < repetitions(15); i++) {
 		double began = now();
 		long out;
 
@@ -437,7 +461,7 @@ static const long families[] = { 0, 1, 10, 100, 1000, -1 };
 
 static int family_repetitions(long children)
 {
-	return WARM + (children > 100 ? 5 : 9);
+	return repetitions(children > 100 ? 5 : 9);
 }
 
 /* Reclaim of pages that a process shares with children, or with none. */
@@ -451,7 +475,7 @@ static void bench_reclaim(const char *name)
 	snprintf(wanted, sizeof(wanted), "%zu", size);
 	must(write(join, "0", 1) == 1, "cgroup.procs");
 	for (const long *nr = families; *nr >= 0; nr++)
-		for (int i = 0; i < family_repetitions(*nr); i++) {
+		for (int i = 0; i < family_repetitions(*nr) && !left_out(*nr); i++) {
 			char *area = map_pages(size);
 			struct children c;
 			double took;
@@ -538,9 +562,12 @@ static void bench_family(const char *name)
 	const int pages = 64, idle = open_file("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 
 	for (const long *nr = families; *nr >= 0; nr++) {
-		char *area = map_pages(pages * page), *later;
+		char *area, *later;
 		struct children c;
 
+		if (left_out(*nr))
+			continue;
+		area = map_pages(pages * page);
 		memset(area, 1, pages * page);
 		children_start(&c, *nr, NULL, NULL);
 		/* A hole, lest the two merge. */
@@ -582,7 +609,7 @@ static void bench_thp(const char *name)
 	memset(area, 1, HUGE);
 	snprintf(command, sizeof(command), "%d,%#lx,%#lx,0", getpid(), (unsigned long)area,
 		 (unsigned long)area + HUGE);
-	for (int i = 0; i < WARM + 9; i++) {
+	for (int i = 0; i < repetitions(9); i++) {
 		const long before = counter("thp_split_page");
 		double began = now();
 
@@ -638,6 +665,18 @@ int main(int argc, char **argv)
 		return 0;
 	if (argc == 2)
 		return run(argv[1]);
+	if (argc == 4 && !strcmp(argv[1], "-p")) {
+		only = atol(argv[3]);
+		loops = 20;
+		puts("# profile begin");
+		fflush(stdout);
+		sleep(5);
+		failed = run(argv[2]);
+		puts("# profile end");
+		fflush(stdout);
+		sleep(5);
+		return failed;
+	}
 	/* A program of its own for each: none inherits what another has left. */
 	for (size_t i = 0; argc > 1 ? argv[i + 1] : benchmarks[i].name; i++) {
 		const char *name = argc > 1 ? argv[i + 1] : benchmarks[i].name;
