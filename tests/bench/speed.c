@@ -530,7 +530,7 @@ static double walk(char *area, int pages, int idle)
 
 	for (int i = 0; i < pages; i++) {
 		pfns[i] = entry_of(area + i * page) & ((1ULL << 55) - 1);
-		if (!pfns[i])
+		if (!pfns[i] || !(entry_of(area + i * page) >> 63))
 			errx(1, "page %d is not there", i);
 	}
 	/* This brings the pages to the LRU lists, without which nothing is walked. */
@@ -540,13 +540,14 @@ static double walk(char *area, int pages, int idle)
 		const uint64_t bit = 1ULL << pfns[i] % 64;
 
 		if (pwrite(idle, &bit, 8, pfns[i] / 64 * 8) != 8)
-			err(1, "page_idle");
+			err(1, "page_idle, write of frame %#llx", (unsigned long long)pfns[i]);
 	}
 	took = now() - took;
 	for (int i = 0; i < pages; i++) {
 		uint64_t bits;
 
-		must(pread(idle, &bits, 8, pfns[i] / 64 * 8) == 8, "page_idle");
+		if (pread(idle, &bits, 8, pfns[i] / 64 * 8) != 8)
+			err(1, "page_idle, read of frame %#llx", (unsigned long long)pfns[i]);
 		if (!(bits >> pfns[i] % 64 & 1))
 			errx(1, "page %d did not become idle", i);
 	}
