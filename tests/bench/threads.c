@@ -67,7 +67,7 @@ static void *work(void *unused)
 	return NULL;
 }
 
-static void *reclaim(void *unused)
+static void *squeeze(void *unused)
 {
 	const int fd = open(CGROUP "/memory.reclaim", O_WRONLY | O_CLOEXEC);
 
@@ -140,7 +140,7 @@ int main(void)
 		pthread_t threads[THREADS], reclaimer;
 
 		stopped = false;
-		must(!pthread_create(&reclaimer, NULL, reclaim, NULL), "pthread_create");
+		must(!pthread_create(&reclaimer, NULL, squeeze, NULL), "pthread_create");
 		for (int j = 0; j < THREADS; j++)
 			must(!pthread_create(&threads[j], NULL, work, NULL), "pthread_create");
 		for (int j = 0; j < THREADS; j++)
