@@ -5,15 +5,16 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
-export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES LOOM_MAX_PREEMPTIONS
-export MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
+export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
+export BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel kernel-built modules modules_install run qemu check check-unpatched check-selftests check-kcsan stressors coverage \
-	check-full smoke samples facts patches-apply patches-check mutants report rustfmt \
+TARGETS := kernel kernel-built modules modules_install run qemu check check-unpatched \
+	check-selftests check-kcsan stressors coverage check-full smoke samples facts \
+	patches-apply patches-check mutants bench report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
 
@@ -68,6 +69,9 @@ help:
 	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
 	@echo '                    where it was stopped'
 	@echo
+	@echo 'Measure:'
+	@echo '  bench           - instructions and memory: unpatched, no module, lazy off, lazy on'
+	@echo
 	@echo 'Code:'
 	@echo '  lint            - rustfmtcheck, clippy, checkpatch, shellcheck, pyflakes, SPDX lines'
 	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch'
@@ -81,15 +85,16 @@ help:
 	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
 	@echo '  O               where the kernel is built                         in AVL_CACHE'
 	@echo '  MO              where the module is built                         build/ARCH/module'
-	@echo '  VARIANT         kernel: release, debug, kcsan, bench, base ...    release'
+	@echo '  VARIANT         kernel: release, debug, kcsan, bench, base...     release'
 	@echo '  TESTS           guest tests of make check, by name                all'
-	@echo '  SEED            first number of the stress test                   random'
+	@echo '  SEED            first number of the stress test; of make bench    random; 1'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'
 	@echo '  STRESSORS       outside stressors, by name                        all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
+	@echo '  BENCH           benchmarks of make bench: speed, speed/fork...    all'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'
 	@echo '  TOOLCHAIN       auto, host, tree (packages unpacked in the cache) auto'
 	@echo '  ACCEL           auto (KVM if a guest boots in it), tcg, kvm       auto'

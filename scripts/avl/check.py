@@ -190,7 +190,8 @@ def refusal(toolchain, guests, arch, bench, variant):
     kernel = Kernel(toolchain, arch, variant).build()
     tests = ("refused",)
     run = guests.run(f"refused-{variant}", kernel, bench.initrd, "check",
-                     "avl.tests=refused", 120, numa=variant != "plain")
+                     "avl.tests=refused", 120,
+                     guest.Machine(nodes=1 if variant == "plain" else 2))
     results = guest.judge(run, tests, kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()

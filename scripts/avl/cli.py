@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from . import (check, common, coverage, facts, guest, kernel, lint, mutants, races, report,
+from . import (bench, check, common, coverage, facts, guest, kernel, lint, mutants, races, report,
                source, stressors, workload)
 from .common import TOP, Failure, say
 from .toolchain import Toolchain
@@ -119,6 +119,7 @@ COMMANDS = {
     "stressors": (stressors.stressors, True),
     "check-kcsan": (races.races, True),
     "check-full": (lambda *_: check.check_full(), False),
+    "bench": (bench.bench, True),
     "smoke": (check.smoke, True),
     "patches-check": (check.patches_check, True),
     "mutants": (mutants.mutants, True),

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from typing import NamedTuple
 
 from . import common, ktap
 from .common import TOP, Failure, say
@@ -14,6 +15,21 @@ from .toolchain import QEMU
 
 CPUS = 4
 MEMORY_MB = 2048
+
+
+class Machine(NamedTuple):
+    """What a guest runs on."""
+    cpus: int = CPUS
+    memory: int = MEMORY_MB
+    nodes: int = 2
+    # The clock counts instructions (one is a nanosecond), from this seed on all is determined.
+    counted: int = 0
+    # The host CPU that it runs on, for wall time.
+    pinned: int = -1
+    # More arguments, for an emulator only.
+    emulated: tuple = ()
+
+
 # An out-of-tree module, and in-kernel tests.
 EXPECTED_TAINT = 1 << 12 | 1 << 18
 CONSOLE = {"x86_64": "ttyS0", "arm64": "ttyAMA0"}
@@ -85,8 +101,7 @@ def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind="")
             f"file /avl/kunit-suites {out}/kunit-suites 644 0 0"]
     for module in modules:
         rows.append(f"file /avl/{module.name} {module} 644 0 0")
-    for script in ("run-tests", "run-workload"):
-        rows.append(f"file /avl/{script} {TOP}/scripts/guest/{script} 755 0 0")
+    rows.append(f"file /avl/run-tests {TOP}/scripts/guest/run-tests 755 0 0")
     for test in sorted((TOP / "tests/guest").iterdir()):
         if test.suffix == ".c":
             rows.append(f"file /avl/tests/{test.stem} {programs}/{test.stem} 755 0 0")
@@ -104,14 +119,19 @@ def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind="")
     return image
 
 
-def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", numa=True,
+def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machine=Machine(),
                  interactive=False):
     """The QEMU command line as a list."""
+    cpus, memory, nodes, counted, pinned, emulated = machine
     append = [f"console={CONSOLE[arch]}", "panic=-1", "oops=panic", "slab_nomerge",
               f"avl.mode={mode}", options]
     # x86 without ACPI has no other way out; -no-reboot makes a reset the end.
     argv = [QEMU[arch], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-smp", f"{CPUS},sockets=2,cores={CPUS // 2}", "-m", f"{MEMORY_MB}M"]
+            "-smp", f"{cpus},sockets=2,cores={cpus // 2}" if cpus > 1 else "1", "-m", f"{memory}M"]
+    if counted:
+        argv += ["-icount", "shift=0,sleep=off", "-seed", str(counted),
+                 "-rtc", "base=2026-01-01,clock=vm"]
+        append += ["norandmaps", "nokaslr"]
     if arch == "x86_64":
         argv += ["-M", f"q35,accel={accel}", "-cpu", "max" if accel == "tcg" else "host"]
         # A TSC that is taken for unstable leaves the guest with the HPET, whose emulation is slow.
@@ -119,12 +139,13 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", numa=
     else:
         argv += ["-M", f"virt,accel={accel},gic-version=3",
                  "-cpu", "max,pauth-impdef=on" if accel == "tcg" else "host"]
-    if numa:
-        half = CPUS // 2
-        for node in range(2):
-            argv += ["-object", f"memory-backend-ram,id=ram{node},size={MEMORY_MB // 2}M",
-                     "-numa", f"node,nodeid={node},memdev=ram{node},"
-                              f"cpus={node * half}-{(node + 1) * half - 1}"]
+    if nodes == 2:
+        # The second one may have memory only.
+        half = (cpus + 1) // 2
+        for node, its in enumerate((f",cpus=0-{half - 1}",
+                                    f",cpus={half}-{cpus - 1}" if cpus > 1 else "")):
+            argv += ["-object", f"memory-backend-ram,id=ram{node},size={memory // 2}M",
+                     "-numa", f"node,nodeid={node},memdev=ram{node}{its}"]
     argv += ["-kernel", str(kernel.image), "-initrd", str(initrd)]
     if interactive:
         argv += ["-serial", "mon:stdio"]
@@ -132,7 +153,9 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", numa=
         argv += ["-serial", f"file:{directory}/console.log", "-device", "virtio-serial-pci",
                  "-chardev", f"file,id=verdict,path={directory}/verdict.log",
                  "-device", "virtserialport,chardev=verdict,name=avl.verdict"]
-    return argv + ["-append", " ".join(filter(None, append))]
+    argv += ["-append", " ".join(filter(None, append))]
+    argv += emulated
+    return ["taskset", "-c", str(pinned), *argv] if pinned >= 0 else argv
 
 
 class Run:
@@ -212,20 +235,22 @@ class Guests:
                 say("KVM: /dev/kvm exists, but no guest was seen to boot in it: using TCG")
         return self._accel
 
-    def run(self, name, kernel, initrd, mode, options="", timeout=600, numa=True, fixed=False):
+    def run(self, name, kernel, initrd, mode, options="", timeout=600, machine=Machine(),
+            fixed=False):
         """Boot one guest and wait for its end. A `fixed` time limit is not the user's to change."""
-        accel = self.accel(kernel, initrd)
+        accel = "tcg" if machine.counted or machine.emulated else self.accel(kernel, initrd)
         timeout = timeout if fixed else common.number("TIMEOUT", timeout)
-        return self._start(name, kernel, initrd, mode, accel, timeout, options, numa)
+        return self._start(name, kernel, initrd, mode, accel, timeout, options, machine)
 
-    def _start(self, name, kernel, initrd, mode, accel, timeout, options="", numa=True,
+    def _start(self, name, kernel, initrd, mode, accel, timeout, options="", machine=Machine(),
                quiet=False):
         kernel.verify()
         directory = TOP / "build" / self.arch / "run" / name
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
-        argv = qemu_command(self.arch, kernel, initrd, mode, accel, directory, options, numa)
+        argv = qemu_command(self.arch, kernel, initrd, mode, accel, directory, options,
+                            machine)
         (directory / "command").write_text(shlex.join(argv) + "\n")
         if not quiet:
             say(f"guest {name}: {accel}, at most {timeout} s; console: {directory}/console.log")

@@ -21,10 +21,11 @@ VARIANTS = {
     "kcsan-base": (["mm.config", NEEDS, *TESTS, "kcsan.config"],
                    "unpatched, but for the oracle; race detector"),
     "bench": (["mm.config", NEEDS, "bench.config"], "patched, for benchmarks"),
+    "bench-base": (["mm.config", NEEDS, "bench.config"], "unpatched, for benchmarks"),
 }
 # The oracle is a patch, too: these have no other.
 WITH_ORACLE = ("base", "kcsan-base")
-UNPATCHED = (*WITH_ORACLE, "plain")
+UNPATCHED = (*WITH_ORACLE, "plain", "bench-base")
 IMAGE = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
 OPTION = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$")
 

@@ -6,12 +6,14 @@ import re
 from . import common, kernel, source
 from .common import TOP, Failure, say
 
-# Files that cannot bear a line of their own: mail, as git am takes it, and what cargo writes.
-NO_SPDX = re.compile(r"^patches/.*\.patch$|/Cargo\.lock$|^Documentation/images/")
+# Files that cannot bear a line of their own: mail, as git am takes it, what cargo writes, records.
+NO_SPDX = re.compile(r"^patches/.*\.patch$|/Cargo\.lock$|^Documentation/.*\.jsonl$")
 # What must not be committed: paths below a home or work directory of one machine, and
 # addresses of hosts, of package registries above all. This machine is nobody's. Cargo.lock
-# has to name crates.io by an address that nobody asks; it is the same with any mirror.
-PRIVATE = re.compile(r"(?<![\w.~$}])/(?:work|root|farm|home)/\w|https?://(?!127\.0\.0\.1)")
+# has to name crates.io by an address that nobody asks; it is the same with any mirror. An SVG
+# names its namespace.
+PRIVATE = re.compile(r"(?<![\w.~$}])/(?:work|root|farm|home)/\w|"
+                     r"https?://(?!127\.0\.0\.1|www\.w3\.org/2000/svg)")
 CRATES_IO = re.compile(r'^source = "registry\+https?://github\.com/rust-lang/crates\.io-index"$',
                        re.M)
 

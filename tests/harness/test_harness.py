@@ -2,6 +2,7 @@
 """What the harness has to notice in a guest, and what it has to refuse from its user."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from unittest import mock
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
-from avl import (check, cli, common, coverage, facts, guest, kernel, ktap,  # noqa: E402
-                 mutants, races, report, selftests, source, stressors, toolchain, vmatests,
-                 workload)
+from avl import (bench, check, cli, common, coverage, facts, guest, kernel, ktap,  # noqa: E402
+                 memory, mutants, races, report, selftests, source, stressors, toolchain, userland,
+                 vmatests, workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -567,6 +568,7 @@ class Refusals(unittest.TestCase):
 
     def test_unknown_variant(self):
         self.refused("VARIANT=odd", "kernel", "VARIANT=odd")
+        self.refused("BENCH=odd", "bench", "BENCH=odd")
 
     def test_unknown_toolchain(self):
         self.refused("TOOLCHAIN=odd", "kernel", "TOOLCHAIN=odd")
@@ -607,13 +609,83 @@ class Network(unittest.TestCase):
                     apt.update(Path(name) / "log")
 
 
-class Table(unittest.TestCase):
-    def test_savings(self):
-        text = ("off vmas anon_vma 500 60000\non vmas anon_vma 1 120\n"
-                "off vmas vm_area_struct 500 96000\non vmas vm_area_struct 500 96000\nunloaded\n")
-        rows = "\n".join(workload.table(workload.parse(text)))
-        self.assertRegex(rows, r"anon_vma +500 +1 +499 +59880")
-        self.assertRegex(rows, r"60000 +120 +59880 +\(100 %\)")
+class Memory(unittest.TestCase):
+    def figures(self):
+        """What two guests sent: with lazy roots a load has one of them, and no anon_vma."""
+        guests = {"off": ("before-vmas anon_vma 10 100\nbefore-vmas vm_area_struct 20 200\n"
+                          "vmas anon_vma 510 100\nvmas vm_area_struct 520 200\n"),
+                  "on": ("before-vmas anon_vma 2 100\nbefore-vmas anon_vma_lazy_root 8 150\n"
+                         "before-vmas vm_area_struct 20 200\nvmas anon_vma 2 100\n"
+                         "vmas anon_vma_lazy_root 9 150\nvmas vm_area_struct 521 200\n")}
+        return memory.figures([record for variant, text in guests.items() for record in
+                               memory.records([line.split() for line in text.splitlines()],
+                                              {"variant": variant})])
+
+    def test_growth(self):
+        added = self.figures()["vmas"]
+        self.assertEqual(added["anon_vma"], {"off": (500, 50000), "on": (0, 0)})
+        self.assertEqual(added["anon_vma_lazy_root"]["on"], (1, 150))
+        self.assertEqual(added["sum"], {"off": (500, 50000), "on": (1, 150)})
+        self.assertEqual(memory.ratio(added, "sum", "on", "off"), 0.003)
+
+    def test_tables(self):
+        found = self.figures()
+        self.assertRegex("\n".join(workload.table(found)), r"anon_vma +500 +0 +500\n")
+        self.assertRegex("\n".join(workload.table(found)), r"50000 +150 +49850 +\(99.7 %\)")
+        rows = "\n".join(memory.table(found, {"off": "off", "on": "on"}))
+        # One VMA more is one too many.
+        self.assertRegex(rows, r"vm_area_struct \| 500 \| 501 \| 1.002 \| \*\*missed\*\* \(1.0\)")
+
+
+class Speed(unittest.TestCase):
+    def table(self, on):
+        rows = [{"name": "fork_call", "parameter": 500, "variant": variant, "value": value}
+                for variant, values in {"unpatched": (99, 100, 104), "no-module": (100,) * 3,
+                                        "off": (102,) * 3, "on": (on,) * 3}.items()
+                for value in values]
+        return "\n".join(bench.speed_table(bench.medians(rows)))
+
+    def test_ratios_and_targets(self):
+        self.assertRegex(self.table(80), r"\| 100 \| 5.0 % \| 1.000 \| 1.020 ! \| 0.800 \| 0.0 % "
+                                         r"\| met \(0.8\) \|")
+        self.assertRegex(self.table(81), r"\*\*missed\*\* \(0.8\)")
+
+    def test_selection(self):
+        with mock.patch.dict(os.environ, BENCH="speed/fork, memory"):
+            self.assertEqual(bench.selection(), {"speed": ["fork"], "memory": []})
+        for wrong in ("odd", "speed/odd", "memory/fork"):
+            with mock.patch.dict(os.environ, BENCH=wrong), \
+                    self.assertRaisesRegex(common.Failure, f"BENCH={wrong} is unknown"):
+                bench.selection()
+
+    def test_programs_are_the_ones_that_can_be_selected(self):
+        text = (TOP / "tests/bench/speed.c").read_text()
+        self.assertEqual(tuple(re.findall(r'\{ "(\w+)", bench_', text)), bench.SPEED)
+
+
+class Userland(unittest.TestCase):
+    def test_archive(self):
+        """Directories come before what is in them; a second archive adds to the first."""
+        with tempfile.TemporaryDirectory() as name:
+            with open(Path(name) / "one", "w+b") as file:
+                archive = userland.Archive(file)
+                archive.parents("debian/usr/bin/x")
+                archive.add("debian/usr/bin/x", 0o100755, b"content", 7, 8)
+                archive.end()
+            joined = userland.joined([Path(name) / "one"] * 2, Path(name) / "both")
+            data = joined.read_bytes()
+            self.assertEqual(len(data) % 512, 0)
+            self.assertEqual(data[:len(data) // 2], data[len(data) // 2:])
+            places = [data.index(f"{path}\0".encode()) for path in
+                      ("debian", "debian/usr", "debian/usr/bin", "debian/usr/bin/x", "TRAILER!!!")]
+            self.assertEqual(places, sorted(places))
+            self.assertEqual(int(data[places[3] - 110 + 22:][:8], 16), 7)
+
+    def test_places(self):
+        self.assertEqual(userland.place("./bin/sh"), "debian/usr/bin/sh")
+        self.assertEqual(userland.place("./etc/x/"), "debian/etc/x")
+        self.assertIsNone(userland.place("./usr/share/doc/x"))
+        self.assertIsNone(userland.place("./"))
 
 
 if __name__ == "__main__":
