@@ -4,7 +4,7 @@
 # is done by scripts/avl.py: see `make help`.
 
 # Hand these on, as given on the command line or in the environment.
-export KDIR KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
+export KDIR KERNEL KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
 export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
 export BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
@@ -81,6 +81,7 @@ help:
 	@echo 'Variables:                                                          default'
 	@echo '  ARCH            x86_64 or arm64                                   this machine'
 	@echo '  KDIR            kernel build directory for the module             of make kernel'
+	@echo '  KERNEL          7.3, or one of its versions, such as 7.3.4         7.3, the newest'
 	@echo '  KSRC            kernel source tree, 7.3.y, instead of the package -'
 	@echo '  KERNEL_TARBALL  source tarball instead of the package             -'
 	@echo '  O               where the kernel is built                         in AVL_CACHE'

@@ -370,7 +370,7 @@ def tree_key():
     if files is None or common.setting("KSRC"):
         return None
     settings = [f"{name}={common.setting(name)}" for name in
-                ("KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
+                ("KERNEL", "KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
     return common.digest(*settings, *[part for name in sorted(files.split("\n")) if name
                            and (TOP / name).is_file() for part in (name, TOP / name)])
 

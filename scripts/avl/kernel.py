@@ -60,8 +60,8 @@ class Kernel:
         user = common.path_setting("O") if self.patched else None
         if user and variant != "release":
             user = user.with_name(f"{user.name}-{variant}")
-        self.build_dir = user or \
-            common.cache_dir() / "build" / f"{source.VERSION}-{arch}-{variant}{self._owner()}"
+        name = f"{source.kernel_version()}-{arch}-{variant}{self._owner()}"
+        self.build_dir = user or common.cache_dir() / "build" / name
 
     @staticmethod
     def _owner():

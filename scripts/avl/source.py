@@ -17,8 +17,8 @@ from . import common
 from .common import TOP, Failure, say
 from .toolchain import Apt
 
+# What the series is for, and the first kernel that has what it stands on.
 VERSION = "7.3"
-PACKAGE = f"linux-source-{VERSION}"
 SUITES = ("trixie-backports", "forky", "sid", "experimental")
 # Packages that this series was tested with; apt checks all others by Debian's signatures.
 PINNED = {"linux-source-7.3_7.3.4-1~bpo13+1_all.deb":
@@ -26,6 +26,23 @@ PINNED = {"linux-source-7.3_7.3.4-1~bpo13+1_all.deb":
 STAMP = ".avl-series"
 TOUCHED = ".avl-touched"
 BACKUP = ".avl-backup"
+
+
+def kernel_version():
+    """The kernel of KERNEL=: 7.3 is the newest 7.3.y that there is, 7.3.4 that one."""
+    wanted = common.setting("KERNEL", VERSION)
+    numbers = re.fullmatch(r"(\d+)\.(\d+)(?:\.\d+)?", wanted)
+    if not numbers:
+        raise Failure(f"KERNEL={wanted} is not a version such as {VERSION} or {VERSION}.4")
+    if tuple(map(int, numbers.groups())) < tuple(map(int, VERSION.split("."))):
+        raise Failure(f"KERNEL={wanted}: the series stands on vma_start_anon_pgoff(), new in "
+                      f"{VERSION}; see Documentation/porting.rst")
+    return wanted
+
+
+def package():
+    """Debian's source package of that kernel."""
+    return "linux-source-" + ".".join(kernel_version().split(".")[:2])
 
 
 def series(upto=None):
@@ -68,8 +85,10 @@ def tree_version(tree):
 
 def check_version(tree):
     version = tree_version(tree)
-    if not version.startswith(VERSION + "."):
-        raise Failure(f"{tree} is Linux {version}: the series needs {VERSION}.y")
+    wanted = kernel_version()
+    if not f"{version}.".startswith(f"{wanted}."):
+        raise Failure(f"{tree} is Linux {version}: the series needs {VERSION}.y" if
+                      wanted == VERSION else f"{tree} is Linux {version}, not KERNEL={wanted}")
     return version
 
 
@@ -135,6 +154,7 @@ def from_package(tree):
     """Fetch Debian's source package and unpack it."""
     cache = common.cache_dir()
     log = common.log_path("source")
+    name = package()
     found = None
     for suite in SUITES:
         apt = Apt(cache / f"apt-source-{suite}", [suite])
@@ -142,19 +162,23 @@ def from_package(tree):
             apt.update(log)
         except Failure:
             continue
-        policy = common.output(["apt-cache", *apt.argv[2:], "show", PACKAGE])
-        if policy:
+        policy = common.output(["apt-cache", *apt.argv[2:], "show", name]) or ""
+        # Newest first. An exact version is that of one of them, a series is any of its kernels.
+        offered = [version for version in re.findall(r"^Version: (\S+)", policy, re.M)
+                   if re.match(rf"{re.escape(kernel_version())}[.-]", version)]
+        if offered:
             found = apt
             break
     if not found:
-        raise Failure(f"no {PACKAGE} in {', '.join(SUITES)} of {mirror_name()}: check the network, "
-                      "or give KERNEL_TARBALL= or KSRC=")
+        raise Failure(f"no {name} with Linux {kernel_version()} in {', '.join(SUITES)} of "
+                      f"{mirror_name()}: check the network and KERNEL=, or give KERNEL_TARBALL= or "
+                      "KSRC=")
     size = int((re.findall(r"^Size: (\d+)", policy, re.M) or ["0"])[0])
-    say(f"kernel source: fetching {PACKAGE} from Debian {suite}, {size / 1e6:.0f} MB, "
+    say(f"kernel source: fetching {name} {offered[0]} from Debian {suite}, {size / 1e6:.0f} MB, "
         f"1.8 GB unpacked; log: {log}")
     download = cache / "download"
     download.mkdir(exist_ok=True)
-    deb = found.download(PACKAGE, download, log)
+    deb = found.download(name, download, log, offered[0])
     pinned = PINNED.get(deb.name.replace("%7e", "~"))
     if pinned:
         actual = (common.output(["sha256sum", deb]) or "").split(" ")[0]
@@ -165,7 +189,7 @@ def from_package(tree):
     with tempfile.TemporaryDirectory(dir=download) as scratch:
         tarball = Path(scratch) / "linux.tar.xz"
         common.logged(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar -xO '
-                       f'./usr/src/{PACKAGE}.tar.xz > "$2"', "sh", deb, tarball], log,
+                       f'./usr/src/{name}.tar.xz > "$2"', "sh", deb, tarball], log,
                       "reading the package")
         unpack(tarball, tree)
     deb.unlink()
@@ -176,7 +200,8 @@ def mirror_name():
 
 
 def check_settings():
-    """Refuse what KSRC= and KERNEL_TARBALL= cannot be. No lock: nobody waits to hear that."""
+    """Refuse what KERNEL=, KSRC= and KERNEL_TARBALL= cannot be. No lock: nobody waits for that."""
+    kernel_version()
     user = common.path_setting("KSRC")
     if user:
         check_version(user)
@@ -196,7 +221,7 @@ def pristine():
     if tarball:
         tree = cache / "src" / f"linux-{common.digest(tarball)}"
     else:
-        tree = cache / "src" / f"linux-{VERSION}"
+        tree = cache / "src" / f"linux-{kernel_version()}"
     if not tree.is_dir():
         with common.locked(cache / "source.lock"):
             if not tree.is_dir():

@@ -89,11 +89,12 @@ class Apt:
         common.logged(self.argv + ["install", "-d", "-y"] + packages, log, "fetching packages")
         return sorted((self.state / "archives").glob("*.deb"))
 
-    def download(self, package, directory, log):
-        """Download one package, without its dependencies."""
+    def download(self, package, directory, log, version=None):
+        """Download one package, the newest or that version, without its dependencies."""
         for old in directory.glob(f"{package}_*.deb"):
             old.unlink()
-        common.logged(self.argv + ["download", package], log, f"fetching {package}", cwd=directory)
+        wanted = f"{package}={version}" if version else package
+        common.logged(self.argv + ["download", wanted], log, f"fetching {package}", cwd=directory)
         return next(directory.glob(f"{package}_*.deb"))
 
 

@@ -220,6 +220,24 @@ class Trees(unittest.TestCase):
             self.apply()
         self.assertEqual({f: f.read_bytes() for f in self.tree.rglob("*") if f.is_file()}, before)
 
+    def test_kernel_that_cannot_be_selected(self):
+        for value, wanted in (("7.2", "vma_start_anon_pgoff"), ("6.12.1", "vma_start_anon_pgoff"),
+                              ("latest", "is not a version"), ("7", "is not a version"),
+                              ("7.3.4x", "is not a version")):
+            with mock.patch.dict(os.environ, KERNEL=value):
+                with self.assertRaisesRegex(common.Failure, wanted):
+                    source.check_settings()
+
+    def test_kernel_that_is_another_than_the_tree(self):
+        version = source.tree_version(self.tree)
+        for value in (version, "7.3", ""):
+            with mock.patch.dict(os.environ, KERNEL=value):
+                self.assertEqual(source.check_version(self.tree), version)
+        for value in (f"{version}9", "7.4"):
+            with mock.patch.dict(os.environ, KERNEL=value):
+                with self.assertRaisesRegex(common.Failure, f"not KERNEL={value}"):
+                    source.check_version(self.tree)
+
     def test_wrong_version_is_refused(self):
         makefile = self.tree / "Makefile"
         makefile.write_text(makefile.read_text().replace("PATCHLEVEL = 3", "PATCHLEVEL = 2"))
