@@ -273,6 +273,132 @@ TEST_F(rmap, shrink_grow_and_dontunmap)
 }
 
 /*
+ * What one mremap() can move at once: @NR pages of several VMAs, with a hole. Two of
+ * them are of a private file, a part of which is still the file's. From @at on:
+ *
+ *   4 pages RW, 4 R, 4 RW, never touched, 4 hole, 4 of a file, 2 of it R, 10 RW
+ */
+static bool several(char *at, int fd)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	return map_at(at, 12 * page) == at && fill(at, 8, 1, 1) &&
+		!mprotect(at + 4 * page, 4 * page, PROT_READ) &&
+		!munmap(at + 12 * page, 4 * page) &&
+		mmap(at + 16 * page, 6 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd,
+		     3 * page) == at + 16 * page && fill(at + 16 * page, 6, 2, 17) &&
+		!mprotect(at + 20 * page, 2 * page, PROT_READ) &&
+		map_at(at + 22 * page, 10 * page) == at + 22 * page &&
+		fill(at + 22 * page, 10, 1, 22);
+}
+
+/* That they are at @at, as several() has made them. */
+static bool several_are(const char *at)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	return filled(at, 8, 1, 1) && filled(at + 16 * page, 6, 2, 17) && at[17 * page] == 'f' &&
+		at[22 * page - 1] == 'f' && filled(at + 22 * page, 10, 1, 22) &&
+		count_vmas(at + 12 * page, at + 16 * page) == 0 &&
+		count_vmas(at, at + 12 * page) == 3 &&
+		count_vmas(at + 16 * page, at + 22 * page) == 2;
+}
+
+static char *move_several(char *from, char *to)
+{
+	const size_t size = NR * sysconf(_SC_PAGESIZE);
+
+	return mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+}
+
+/* Room whose pages are gone, not just without access: several_are() counts VMAs. */
+static char *hole(size_t pages)
+{
+	char *area = room(pages);
+
+	return area && !munmap(area, pages * sysconf(_SC_PAGESIZE)) ? area : NULL;
+}
+
+TEST_F(rmap, several_vmas_moved_at_once)
+{
+	int fd = open("/tmp/rmap-several", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	char *home = hole(NR), *away = hole(NR), *far = hole(NR), *text = malloc(16 * self->page);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_NE(text, NULL);
+	memset(text, 'f', 16 * self->page);
+	ASSERT_EQ(write(fd, text, 16 * self->page), 16 * self->page);
+	ASSERT_TRUE(several(home, fd));
+	ASSERT_TRUE(several_are(home));
+	KIN(&self->f, several_are(home) && KIN(&self->f, several_are(home)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	/* All of them are where they were born; then none is; then they are home again. */
+	ASSERT_EQ(move_several(home, away), away);
+	EXPECT_TRUE(several_are(away));
+	EXPECT_EQ(count_vmas(home, home + NR * self->page), 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(move_several(away, far), far);
+	EXPECT_TRUE(several_are(far));
+	EXPECT_SOUND();
+	/* Where they were come others, that fault anew. */
+	ASSERT_TRUE(several(home, fd));
+	KIN(&self->f, several_are(far) && several_are(home));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(home, NR * self->page), 0);
+	ASSERT_EQ(move_several(far, home), home);
+	EXPECT_TRUE(several_are(home));
+	EXPECT_SOUND();
+	/* One that was never touched faults first where it is now. */
+	fill(home + 8 * self->page, 4, 1, 8);
+	fill(home + 16 * self->page, 4, 1, 99);
+	KIN(&self->f, filled(home + 8 * self->page, 4, 1, 8) &&
+	    filled(home + 16 * self->page, 4, 1, 99) && filled(home + 22 * self->page, 10, 1, 22));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	free(text);
+	close(fd);
+	unlink("/tmp/rmap-several");
+}
+
+/* The same after fork: the child, its child, then the parent, to one and the same place. */
+TEST_F(rmap, several_vmas_moved_at_once_after_fork)
+{
+	int fd = open("/tmp/rmap-several", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	char *home = hole(NR), *away = hole(NR), *text = malloc(16 * self->page);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_NE(text, NULL);
+	memset(text, 'f', 16 * self->page);
+	ASSERT_EQ(write(fd, text, 16 * self->page), 16 * self->page);
+	ASSERT_TRUE(several(home, fd));
+	KIN(&self->f, move_several(home, away) == away && several_are(away) &&
+	    KIN(&self->f, several_are(away) && move_several(away, home) == home &&
+		several_are(home)) > 0 && fill(away + 22 * self->page, 10, 3, 22));
+	/* A part of them, from the middle of one VMA to the middle of another. */
+	KIN(&self->f, mremap(home + 2 * self->page, 16 * self->page, 16 * self->page,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, away + 2 * self->page) ==
+	    away + 2 * self->page && filled(home, 2, 1, 1) &&
+	    filled(away + 2 * self->page, 6, 1, 15) && filled(away + 16 * self->page, 2, 2, 17) &&
+	    filled(home + 18 * self->page, 4, 2, 31) && KIN(&self->f, filled(home, 2, 1, 1)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_TRUE(several_are(home));
+	EXPECT_SOUND();
+	ASSERT_EQ(move_several(home, away), away);
+	EXPECT_TRUE(several_are(away));
+	KIN(&self->f, several_are(away));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_TRUE(several_are(away));
+	EXPECT_SOUND();
+	free(text);
+	close(fd);
+	unlink("/tmp/rmap-several");
+}
+
+/*
  * A child's VMA that is unfaulted and yet not natural, and then gets the
  * anon_vma of a natural neighbour that is moved behind it.
  */
