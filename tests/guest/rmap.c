@@ -6,7 +6,9 @@
  */
 #define _GNU_SOURCE
 #include <linux/mman.h>
+#include <linux/sched.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <sys/uio.h>
 
 #include "kselftest_harness.h"
@@ -509,6 +511,150 @@ TEST_F(rmap, vfork_and_exec)
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
 	EXPECT_SOUND();
+}
+
+/* Processes that share an mm without being threads. */
+struct sharer {
+	struct family *f;
+	char *area, *away;
+	bool moves;
+};
+
+/* The stack of a process that shares the mm. It is not given back while the process lives. */
+static char *stack_top(void)
+{
+	char *stack = map_at(NULL, 1 << 16);
+
+	return stack ? stack + (1 << 16) : NULL;
+}
+
+/* What it does there is done to both of them; what it forks is a child of the mm. */
+static int share(void *arg)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	struct sharer *s = arg;
+
+	if (!filled(s->area, NR, 1, 1))
+		return 1;
+	fill(s->area, NR, 2, 1);
+	if (s->moves && mremap(s->area + page, page, page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       s->away) != s->away)
+		return 2;
+	fill(s->away, 1, 1, 8);
+	if (KIN(s->f, filled(s->away, 1, 1, 8) && fill(s->area + 8 * page, NR - 8, 3, 50)) < 0)
+		return 3;
+	return 0;
+}
+
+static int share_and_stay(void *arg)
+{
+	struct sharer *s = arg;
+	char c;
+	int err = share(arg);
+
+	close(s->f->go[1]);
+	if (err || write(s->f->ready[1], err ? "x" : "", 1) != 1)
+		return err ?: 4;
+	while (read(s->f->go[0], &c, 1) < 0 && errno == EINTR)
+		;
+	return 0;
+}
+
+TEST_F(rmap, clone_with_the_mm)
+{
+	struct sharer s = { &self->f, map_at(NULL, NR * self->page), room(1), true };
+	struct sharer vforked = { &self->f, map_at(NULL, NR * self->page), room(1), false };
+	char *stack = stack_top();
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(s.area, NULL);
+	ASSERT_NE(stack, NULL);
+	ASSERT_EQ(map_at(vforked.away, self->page), vforked.away);
+	fill(s.area, NR, 1, 1);
+	fill(vforked.area, NR, 1, 1);
+	KIN(&self->f, filled(s.area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	/* It is gone soon; who is ready is its child. */
+	pid = clone(share, stack, CLONE_VM | SIGCHLD, &s);
+	ASSERT_GT(pid, 0);
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(s.away, 1, 1, 8));
+	EXPECT_TRUE(filled(s.area + 8 * self->page, NR - 8, 1, 8 * 7 + 1));
+	/* The parent waits until it is done. */
+	pid = clone(share, stack, CLONE_VM | CLONE_VFORK | SIGCHLD, &vforked);
+	ASSERT_GT(pid, 0);
+	EXPECT_TRUE(filled(vforked.away, 1, 1, 8));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	/* What they leave is an mm as any other: it forks. */
+	KIN(&self->f, filled(s.away, 1, 1, 8) && filled(vforked.away, 1, 1, 8) &&
+	    KIN(&self->f, fill(s.area, NR, 5, 3)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+}
+
+/* Whose mm it is goes first; who shares it lives on, forks, and moves what is in it. */
+TEST_F(rmap, clone_with_the_mm_outlives_its_parent)
+{
+	for (int i = 0; i < 2; i++) {
+		pid_t pid = fork();
+		int status;
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			static struct sharer s;
+
+			s = (struct sharer){ &self->f, map_at(NULL, NR * self->page), room(1), i };
+			if (!s.area || (!i && map_at(s.away, self->page) != s.away))
+				_exit(1);
+			fill(s.area, NR, 1, 1);
+			_exit(clone(share_and_stay, stack_top(),
+				    CLONE_VM | CLONE_FS | CLONE_SIGHAND | SIGCHLD, &s) < 0);
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, clone3)
+{
+	char *area = map_at(NULL, NR * self->page);
+	char *const shell[] = { "sh", "-c", "x=$(echo a | cat); [ \"$x\" = a ]", NULL };
+	int status, pidfd = -1;
+	struct clone_args args = {
+		.flags = CLONE_CLEAR_SIGHAND | CLONE_PIDFD, .pidfd = (uintptr_t)&pidfd,
+		.exit_signal = SIGCHLD,
+	};
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	/* A fork in all but name, and a child of it by fork. */
+	pid = syscall(SYS_clone3, &args, sizeof(args));
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(!filled(area, NR, 1, 1) || !fill(area, NR, 4, 9) ||
+		      KIN(&self->f, filled(area, NR, 4, 9)) < 0);
+	ASSERT_GE(pidfd, 0);
+	close(pidfd);
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	/* With the mm until it execs, and the parent waits: clone3 where the C library has it. */
+	ASSERT_EQ(posix_spawn(&pid, "/bin/busybox", NULL, NULL, shell, NULL), 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
 }
 
 TEST_F(rmap, swap_out_and_in_across_forks)
