@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <linux/mman.h>
+#include <linux/perf_event.h>
 #include <linux/sched.h>
 #include <pthread.h>
 #include <spawn.h>
@@ -475,6 +476,77 @@ TEST_F(rmap, private_file_stack_and_brk)
 	EXPECT_SOUND();
 	close(fd);
 	unlink("/tmp/rmap-file");
+}
+
+/* What perf has recorded in a buffer of @size bytes: the last mapping, or zeros. */
+static void last_mapping(struct perf_event_mmap_page *ring, size_t size, uint64_t *addr,
+			 uint64_t *len)
+{
+	const char *data = (const char *)ring + sysconf(_SC_PAGESIZE);
+	uint64_t head = __atomic_load_n(&ring->data_head, __ATOMIC_ACQUIRE);
+
+	*addr = *len = 0;
+	for (uint64_t at = 0; at < head && head <= size;) {
+		const struct perf_event_header *record = (const void *)(data + at);
+
+		if (record->type == PERF_RECORD_MMAP) {
+			/* pid and tid, address, length */
+			memcpy(addr, data + at + sizeof(*record) + 8, 8);
+			memcpy(len, data + at + sizeof(*record) + 16, 8);
+		}
+		at += record->size;
+	}
+}
+
+/* A stack that grows is moved in its interval tree; perf, which may sleep, is told of it. */
+TEST_F(rmap, grown_stack_is_told_to_perf)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE, .size = sizeof(attr), .config = PERF_COUNT_SW_DUMMY,
+		.mmap = 1, .mmap_data = 1, .exclude_kernel = 1,
+	};
+	const size_t size = 8 * self->page;
+	struct perf_event_mmap_page *ring;
+	char *area, *top;
+	uint64_t addr, len;
+	int fd;
+
+	/* Room for the gap that is kept below a stack, and then some. */
+	area = mmap(NULL, 8 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(area, MAP_FAILED);
+	ASSERT_EQ(munmap(area, 8 * MIB), 0);
+	top = mmap(area + 7 * MIB, 2 * self->page, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED, -1, 0);
+	ASSERT_EQ(top, area + 7 * MIB);
+	fill(top, 2, 1, 1);
+	KIN(&self->f, fill(top - 6 * self->page, 6, 1, 9) && filled(top, 2, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	fd = syscall(SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+	ASSERT_GE(fd, 0);
+	ring = mmap(NULL, self->page + size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(ring, MAP_FAILED);
+	for (int grown = 1; grown <= 8; grown *= 2) {
+		fill(top - grown * self->page, 1, 1, grown);
+		last_mapping(ring, size, &addr, &len);
+		EXPECT_EQ((char *)(uintptr_t)addr, top - grown * self->page);
+		EXPECT_EQ(len, (grown + 2) * self->page);
+	}
+	KIN(&self->f, filled(top - 8 * self->page, 1, 1, 8) && filled(top, 2, 1, 1) &&
+	    fill(top - 12 * self->page, 12, 1, 5));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	munmap(ring, self->page + size);
+	close(fd);
+	/* A file is not mapped so: perf would allocate for its name. */
+	fd = open("/tmp/rmap-stack", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(mmap(NULL, self->page, PROT_READ, MAP_PRIVATE | MAP_GROWSDOWN, fd, 0),
+		  MAP_FAILED);
+	EXPECT_EQ(errno, EINVAL);
+	close(fd);
+	unlink("/tmp/rmap-stack");
+	EXPECT_TRUE(filled(top, 2, 1, 1));
 }
 
 static void run_a_shell(void)
