@@ -32,11 +32,13 @@ FIXTURE(rmap)
 {
 	struct family f;
 	size_t page;
+	bool lazy;
 };
 
 FIXTURE_SETUP(rmap)
 {
 	self->page = sysconf(_SC_PAGESIZE);
+	self->lazy = lazy_mode();
 	ASSERT_EQ(family_init(&self->f), 0);
 }
 
@@ -44,6 +46,9 @@ FIXTURE_TEARDOWN(rmap)
 {
 	EXPECT_EQ(family_release(&self->f), 0);
 	EXPECT_SOUND();
+	/* Where a test has switched it off. */
+	if (self->lazy)
+		EXPECT_EQ(avl_write(AVL_SYSCTL, "1", 1), 0);
 }
 
 TEST_F(rmap, one_process)
@@ -148,6 +153,68 @@ TEST_F(rmap, twelve_generations_without_a_parent)
 	}
 	ASSERT_TRUE(family_await(&self->f, 3));
 	EXPECT_SOUND();
+}
+
+/* Behind each of @nr pages with holes between them, fault one more. */
+static bool fault_beside(char *area, size_t nr)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	for (size_t i = 0; i < nr; i++) {
+		char *at = area + (4 * i + 1) * page;
+
+		/* Not the same access, or the two would merge: neighbours share without that. */
+		if (mprotect(at, page, PROT_READ | PROT_WRITE | PROT_EXEC) || !fill(at, 1, 1, i) ||
+		    !filled(at - page, 1, 1, 1))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * A process that has VMAs of an ancestor's root and no root of its own, as too
+ * many are gone between the two, faults first beside one of them while the mode
+ * is off: what it makes is an anon_vma, not one more link to that root.
+ */
+TEST_F(rmap, switched_off_beside_a_vma_of_an_ancestor)
+{
+	const size_t nr = 16;
+	long long deep = avl_counter("fork_too_deep"), off = avl_counter("first_fault_off");
+	char *area = mmap(NULL, 4 * nr * self->page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(area, MAP_FAILED);
+	for (size_t i = 0; i < nr; i++) {
+		ASSERT_EQ(mprotect(area + 4 * i * self->page, self->page,
+				   PROT_READ | PROT_WRITE), 0);
+		fill(area + 4 * i * self->page, 1, 1, 1);
+	}
+	if (!fork()) {
+		for (int i = 0; i < 12; i++) {
+			pid_t parent = getpid();
+
+			if (fork())
+				_exit(0);
+			/* Its mm is gone before its children are. */
+			while (getppid() == parent)
+				usleep(1000);
+		}
+		if (self->lazy && avl_write(AVL_SYSCTL, "0", 1))
+			_exit(1);
+		KIN(&self->f, fault_beside(area, nr));
+		KIN(&self->f, fault_beside(area, nr) &&
+		    KIN(&self->f, filled(area, 1, 1, 1) && fault_beside(area, nr)) > 0 &&
+		    !munmap(area + 4 * self->page, 4 * (nr - 1) * self->page));
+		_exit(0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 3));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+	if (self->lazy) {
+		EXPECT_GT(avl_counter("fork_too_deep"), deep);
+		EXPECT_GE(avl_counter("first_fault_off"), off + 2 * (long long)nr);
+	}
+	EXPECT_TRUE(filled(area, 1, 1, 1));
 }
 
 TEST_F(rmap, split_and_merge)
