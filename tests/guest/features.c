@@ -1837,6 +1837,66 @@ TEST_F(features, kpageflags_and_kpagecount)
 	ASSERT_TRUE(put(KSM "run", "0"));
 }
 
+static int *sigbus;	/* shared: how many of these each member of a family got */
+static int sigbus_self;
+
+static void count_sigbus(int sig, siginfo_t *info, void *context)
+{
+	/* Of a failed page; anything else is an error of the test. */
+	if (info->si_code == BUS_MCEERR_AO || info->si_code == BUS_MCEERR_AR)
+		sigbus[sigbus_self]++;
+	else
+		_exit(3);
+}
+
+/*
+ * A page of KSM that fails: who maps it is told. A child that has something
+ * else at the same addresses, made after the fork, is not.
+ */
+TEST_F(features, failure_of_a_ksm_page)
+{
+	const struct sigaction action = {
+		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
+	};
+	const size_t nr = 4;
+	char *a = room(nr), *b = room(nr), pfn[32];
+
+	sigbus = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(sigbus, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	for (sigbus_self = 2; sigbus_self > 0; sigbus_self--)
+		KIN(&self->f, map_at(a, nr * self->page) == a && map_at(b, nr * self->page) == b &&
+		    fill(a, nr, 1, 100 + sigbus_self) && fill(b, nr, 1, 150 + sigbus_self) &&
+		    report(&self->f) && await_step(1) &&
+		    filled(a, nr, 1, 100 + sigbus_self) && filled(b, nr, 1, 150 + sigbus_self));
+	ASSERT_EQ(map_at(a, nr * self->page), a);
+	ASSERT_EQ(map_at(b, nr * self->page), b);
+	fill(a, nr, 1, 1);
+	fill(b, nr, 1, 1);
+	ASSERT_EQ(madvise(a, nr * self->page, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(b, nr * self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	ASSERT_TRUE(ksm_merge(a, b, nr));
+	EXPECT_SOUND();
+	snprintf(pfn, sizeof(pfn), "%#lx", pfn_of(a + 2 * self->page));
+	ASSERT_TRUE(put("/sys/kernel/debug/hwpoison/corrupt-pfn", pfn));
+	EXPECT_GE(sigbus[0], 1);
+	*step = 1;
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_EQ(sigbus[1], 0);
+	EXPECT_EQ(sigbus[2], 0);
+	EXPECT_TRUE(filled(a, 2, 1, 1));
+	EXPECT_TRUE(filled(b + 3 * self->page, 1, 1, 22));
+	EXPECT_EQ(pfn_of(a + 2 * self->page), 0);
+	EXPECT_EQ(pfn_of(b + 2 * self->page), 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(a, nr * self->page), 0);
+	ASSERT_EQ(munmap(b, nr * self->page), 0);
+	ASSERT_TRUE(put(KSM "run", "2"));
+	ASSERT_TRUE(put(KSM "run", "0"));
+}
+
 TEST_F(features, hugetlb)
 {
 	const size_t size = 4 * MIB, nr = size / self->page;
