@@ -62,7 +62,7 @@ help:
 	@echo '  stressors       - stress-ng and trinity in a Debian userland, all lazy'
 	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
-	@echo '  patches-check   - each patch alone on top of the ones before: builds, boots'
+	@echo '  patches-check   - each patch on top of the ones before: builds, passes the tests of its stage'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
 	@echo '  coverage        - which edges of the module the guest tests run, line by line'
 	@echo '  report          - one page (Markdown, HTML) of what the last runs have found'

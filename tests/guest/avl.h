@@ -180,6 +180,34 @@ static inline bool avl_log_has(const char *text)
 	return strstr(log, text);
 }
 
+/* Put a line of one's own into the kernel's log, to look behind it later. */
+static inline int avl_log_mark(const char *mark)
+{
+	char line[128];
+
+	/* Without its end it is kept back until another one comes. */
+	return avl_write("/dev/kmsg", line, snprintf(line, sizeof(line), "%s\n", mark));
+}
+
+/* How often the kernel's log has this text behind the last @mark, or -1. */
+static inline int avl_log_count(const char *mark, const char *text)
+{
+	static char log[1 << 18];
+	int len = klogctl(3 /* read all */, log, sizeof(log) - 1), nr = 0;
+	char *at = NULL, *next = log;
+
+	if (len < 0)
+		return -1;
+	log[len] = 0;
+	while ((next = strstr(next, mark)))
+		at = next++;
+	if (!at)
+		return -1;
+	while ((at = strstr(at + 1, text)))
+		nr++;
+	return nr;
+}
+
 /*
  * Map @nr single pages with holes between them, so that none of them merge.
  * Page i is at area + 2 * i * page. NULL on failure. Nothing is touched.

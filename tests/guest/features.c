@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <linux/elf.h>
 #include <linux/fs.h>
+#include <linux/kernel-page-flags.h>
 #include <linux/mman.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -1723,6 +1724,177 @@ TEST_F(features, cold_and_pageout_of_shared_pages)
 	EXPECT_GT(nr_swapped(area, NR), 0);
 	EXPECT_SOUND();
 	EXPECT_TRUE(filled(area, NR, 1, 1));
+}
+
+/* What the kernel says of the page that is mapped at an address: /proc/kpageflags and -count. */
+static uint64_t kpage(const char *file, const void *at)
+{
+	int fd = open(file, O_RDONLY | O_CLOEXEC);
+	uint64_t value = ~0ULL;
+	unsigned long pfn = pfn_of(at);
+
+	if (fd < 0 || !pfn || pread(fd, &value, 8, pfn * 8) != 8)
+		value = ~0ULL;
+	close(fd);
+	return value;
+}
+
+/* How often each of these pages is mapped, or -1 if they differ in that. */
+static long page_count(const char *area, size_t nr)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	uint64_t count = kpage("/proc/kpagecount", area);
+
+	for (size_t i = 1; i < nr; i++)
+		if (kpage("/proc/kpagecount", area + i * page) != count)
+			return -1;
+	return count;
+}
+
+/* Whether all of these pages have these flags, and none of the others. */
+static bool page_flags(const char *area, size_t nr, uint64_t set, uint64_t clear)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	for (size_t i = 0; i < nr; i++) {
+		uint64_t flags = kpage("/proc/kpageflags", area + i * page);
+
+		if ((flags & set) != set || flags & clear)
+			return false;
+	}
+	return true;
+}
+
+#define KPF(flag) (1ULL << KPF_##flag)
+
+static bool same_pages(const char *a, const char *b, size_t nr)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	for (size_t i = 0; i < nr; i++)
+		if (pfn_of(a + i * page) != pfn_of(b + i * page))
+			return false;
+	return true;
+}
+
+/* Have KSM merge @nr pages at @a with those at @b, and stop then. */
+static bool ksm_merge(const char *a, const char *b, size_t nr)
+{
+	return put(KSM "pages_to_scan", "10000") && put(KSM "sleep_millisecs", "1") &&
+		put(KSM "run", "1") && WAIT_FOR(same_pages(a, b, nr), 60) && put(KSM "run", "0") &&
+		page_flags(a, nr, KPF(KSM), 0);
+}
+
+/* Pages are seen to be anonymous, and how often they are mapped, whoever maps them. */
+TEST_F(features, kpageflags_and_kpagecount)
+{
+	const size_t nr = 2 * MIB / self->page;
+	char *area = map_at(room(NR), NR * self->page), *huge = map_aligned(2 * MIB, 2 * MIB);
+	char *same = map_at(room(4), 4 * self->page);
+
+	ASSERT_NE(huge, NULL);
+	ASSERT_EQ(madvise(huge, 2 * MIB, MADV_HUGEPAGE), 0);
+	ASSERT_EQ(madvise(area, NR * self->page, MADV_NOHUGEPAGE), 0);
+	fill(area, NR, 1, 1);
+	fill(huge, nr, 1, 1);
+	memset(same, 0x77, 4 * self->page);
+	EXPECT_EQ(page_count(area, NR), 1);
+	EXPECT_TRUE(page_flags(area, NR, KPF(ANON) | KPF(MMAP) | KPF(SWAPBACKED),
+			       KPF(KSM) | KPF(THP) | KPF(HUGE) | KPF(NOPAGE)));
+	EXPECT_EQ(page_count(huge, nr), 1);
+	EXPECT_TRUE(page_flags(huge, nr, KPF(ANON) | KPF(MMAP) | KPF(THP), KPF(KSM) | KPF(HUGE)));
+	EXPECT_TRUE(page_flags(huge, 1, KPF(COMPOUND_HEAD), KPF(COMPOUND_TAIL)));
+	EXPECT_TRUE(page_flags(huge + self->page, nr - 1, KPF(COMPOUND_TAIL), KPF(COMPOUND_HEAD)));
+	/* A child and a grandchild; then another, which has copied half of the pages. */
+	KIN(&self->f, KIN(&self->f, filled(area, NR, 1, 1) && page_count(area, NR) == 3) > 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	KIN(&self->f, fill(area, NR / 2, 1, 1) && page_count(area, NR / 2) == 1 &&
+	    page_flags(area, NR, KPF(ANON) | KPF(MMAP), KPF(KSM)) && filled(huge, nr, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_EQ(page_count(area, NR / 2), 3);
+	EXPECT_EQ(page_count(area + NR / 2 * self->page, NR / 2), 4);
+	EXPECT_EQ(page_count(huge, nr), 4);
+	EXPECT_TRUE(page_flags(area, NR, KPF(ANON) | KPF(MMAP), KPF(KSM)));
+	EXPECT_SOUND();
+	/* Moved, they are the same pages. */
+	area = move_to(area, NR * self->page, room(NR));
+	ASSERT_NE(area, MAP_FAILED);
+	EXPECT_EQ(page_count(area, NR / 2), 3);
+	EXPECT_EQ(page_count(area + NR / 2 * self->page, NR / 2), 4);
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_EQ(page_count(area, NR), 1);
+	EXPECT_EQ(page_count(huge, nr), 1);
+	/* Of KSM: one for four. */
+	ASSERT_EQ(madvise(same, 4 * self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_merge(same, same + self->page, 3));
+	EXPECT_EQ(page_count(same, 4), 4);
+	EXPECT_TRUE(page_flags(same, 4, KPF(KSM) | KPF(ANON) | KPF(MMAP), KPF(THP)));
+	ASSERT_TRUE(put(KSM "run", "2"));
+	EXPECT_TRUE(page_flags(same, 4, KPF(ANON) | KPF(MMAP), KPF(KSM)));
+	EXPECT_EQ(page_count(same, 4), 1);
+	EXPECT_SOUND();
+	ASSERT_TRUE(put(KSM "run", "0"));
+}
+
+static int *sigbus;	/* shared: how many of these each member of a family got */
+static int sigbus_self;
+
+static void count_sigbus(int sig, siginfo_t *info, void *context)
+{
+	/* Of a failed page; anything else is an error of the test. */
+	if (info->si_code == BUS_MCEERR_AO || info->si_code == BUS_MCEERR_AR)
+		sigbus[sigbus_self]++;
+	else
+		_exit(3);
+}
+
+/*
+ * A page of KSM that fails: who maps it is told. A child that has something
+ * else at the same addresses, made after the fork, is not.
+ */
+TEST_F(features, failure_of_a_ksm_page)
+{
+	const struct sigaction action = {
+		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
+	};
+	const size_t nr = 4;
+	char *a = room(nr), *b = room(nr), pfn[32];
+
+	sigbus = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(sigbus, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	for (sigbus_self = 2; sigbus_self > 0; sigbus_self--)
+		KIN(&self->f, map_at(a, nr * self->page) == a && map_at(b, nr * self->page) == b &&
+		    fill(a, nr, 1, 100 + sigbus_self) && fill(b, nr, 1, 150 + sigbus_self) &&
+		    report(&self->f) && await_step(1) &&
+		    filled(a, nr, 1, 100 + sigbus_self) && filled(b, nr, 1, 150 + sigbus_self));
+	ASSERT_EQ(map_at(a, nr * self->page), a);
+	ASSERT_EQ(map_at(b, nr * self->page), b);
+	fill(a, nr, 1, 1);
+	fill(b, nr, 1, 1);
+	ASSERT_EQ(madvise(a, nr * self->page, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(b, nr * self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	ASSERT_TRUE(ksm_merge(a, b, nr));
+	EXPECT_SOUND();
+	snprintf(pfn, sizeof(pfn), "%#lx", pfn_of(a + 2 * self->page));
+	ASSERT_TRUE(put("/sys/kernel/debug/hwpoison/corrupt-pfn", pfn));
+	EXPECT_GE(sigbus[0], 1);
+	*step = 1;
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_EQ(sigbus[1], 0);
+	EXPECT_EQ(sigbus[2], 0);
+	EXPECT_TRUE(filled(a, 2, 1, 1));
+	EXPECT_TRUE(filled(b + 3 * self->page, 1, 1, 22));
+	EXPECT_EQ(pfn_of(a + 2 * self->page), 0);
+	EXPECT_EQ(pfn_of(b + 2 * self->page), 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(a, nr * self->page), 0);
+	ASSERT_EQ(munmap(b, nr * self->page), 0);
+	ASSERT_TRUE(put(KSM "run", "2"));
+	ASSERT_TRUE(put(KSM "run", "0"));
 }
 
 TEST_F(features, hugetlb)

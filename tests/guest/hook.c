@@ -2,14 +2,15 @@
 /*
  * The first-fault hook: called once for each VMA that takes an anonymous fault,
  * and counted as what becomes of it. The guest is quiet beside the test; what
- * else faults meanwhile (its own shell) is allowed for by SLACK.
+ * else faults meanwhile (its own shell) is allowed for by SLACK. And who pays
+ * for the root that the first one of a process makes.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sys/wait.h>
 
 #include "kselftest_harness.h"
-#include "avl.h"
+#include "rmap.h"
 
 #define VMAS 300
 #define SLACK 20
@@ -244,6 +245,93 @@ TEST_F(hook, threads_race_for_a_vma)
 	EXPECT_GE(all - raced, VMAS);
 	EXPECT_LE(all, 3 * VMAS + SLACK);
 	EXPECT_EQ(avl_counter("first_fault_unnatural"), unnatural);
+}
+
+/* The number behind a name in a file of names and numbers, or -1. */
+static long field(const char *path, const char *name, int column)
+{
+	FILE *file = fopen(path, "re");
+	char line[512], key[128];
+	long found = -1, value[3] = { 0 };
+
+	if (!file)
+		return -1;
+	while (found < 0 && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%127s %ld %ld %ld", key, &value[0], &value[1], &value[2]) >
+		    column + 1 && !strcmp(key, name))
+			found = value[column];
+	fclose(file);
+	return found;
+}
+
+#define CHARGED 256
+
+FIXTURE(charge)
+{
+};
+
+FIXTURE_SETUP(charge)
+{
+	ASSERT_EQ(avl_load("enabled=0"), 0);
+}
+
+FIXTURE_TEARDOWN_PARENT(charge)
+{
+	ASSERT_EQ(avl_unload_soon(), 0);
+}
+
+/*
+ * A root is charged to the memory cgroup of the process that gets it. Processes
+ * that have none yet, in a cgroup of their own, take one more first fault each:
+ * the root is all that this allocates from a slab cache.
+ */
+TEST_F(charge, root_is_charged_to_the_cgroup)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	long before = 0, after = 0, wanted;
+	char *area = avl_map_separate(1);
+	long long roots;
+	struct family f;
+	int fault[2];
+	char c;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(family_init(&f), 0);
+	ASSERT_EQ(pipe(fault), 0);
+	ASSERT_TRUE(enter_cgroup());
+	for (int i = 0; i < CHARGED; i++)
+		KIN(&f, !close(fault[1]) && write(f.ready[1], "", 1) == 1 &&
+		    read(fault[0], &c, 1) == 0 && (area[0] = 1));
+	ASSERT_TRUE(family_await(&f, CHARGED));
+	/* Back: what this does is not theirs. */
+	ASSERT_EQ(avl_write("/sys/fs/cgroup/cgroup.procs", "0", 1), 0);
+	/* The kernel brings its counts together every now and then. */
+	for (int i = 0, same = 0; i < 30 && same < 4; i++) {
+		long slab = field(CGROUP "/memory.stat", "slab", 0);
+
+		same = slab == before ? same + 1 : 0;
+		before = slab;
+		sleep(1);
+	}
+	ASSERT_GT(before, 0);
+	ASSERT_EQ(avl_write(AVL_SYSCTL, "1", 1), 0);
+	close(fault[1]);
+	ASSERT_TRUE(family_await(&f, CHARGED));
+	ASSERT_EQ(avl_write(AVL_SYSCTL, "0", 1), 0);
+	roots = avl_counter("root_new");
+	EXPECT_GE(roots, CHARGED);
+	/* Each CPU keeps up to a page of charges back. */
+	wanted = CHARGED * field("/proc/slabinfo", "anon_vma_lazy_root", 2);
+	for (int i = 0; i < 20 && after - before < wanted / 2; i++) {
+		sleep(1);
+		after = field(CGROUP "/memory.stat", "slab", 0);
+	}
+	TH_LOG("%lld roots, %ld bytes: %ld bytes charged", roots, wanted, after - before);
+	EXPECT_GT(wanted, 8 * page);
+	EXPECT_GE(after - before, wanted / 2);
+	EXPECT_LE(after - before, wanted * 2);
+	EXPECT_EQ(family_release(&f), 0);
+	EXPECT_EQ(rmdir(CGROUP), 0);
 }
 
 TEST_HARNESS_MAIN

@@ -22,6 +22,20 @@ TEST(load_twice)
 {
 	ASSERT_EQ(avl_load("enabled=0"), 0);
 	EXPECT_EQ(avl_load("enabled=0"), -EEXIST);
+	/* The first one goes on. */
+	EXPECT_EQ(access(AVL_SYSCTL, F_OK), 0);
+	EXPECT_GE(avl_counter("first_fault"), 0);
+	EXPECT_EQ(avl_unload(), 0);
+	EXPECT_EQ(avl_unload(), -ENOENT);
+}
+
+/* The loader's way with any module: it says so, and goes on without. */
+TEST(unknown_parameter)
+{
+	ASSERT_EQ(avl_log_mark("avl: unknown parameter"), 0);
+	ASSERT_EQ(avl_load("enabled=0 enbaled=1"), 0);
+	EXPECT_EQ(avl_log_count("avl: unknown parameter",
+				"anon_vma_lazy: unknown parameter 'enbaled' ignored"), 1);
 	EXPECT_EQ(avl_unload(), 0);
 }
 

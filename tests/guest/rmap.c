@@ -6,7 +6,10 @@
  */
 #define _GNU_SOURCE
 #include <linux/mman.h>
+#include <linux/perf_event.h>
+#include <linux/sched.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <sys/uio.h>
 
 #include "kselftest_harness.h"
@@ -29,11 +32,13 @@ FIXTURE(rmap)
 {
 	struct family f;
 	size_t page;
+	bool lazy;
 };
 
 FIXTURE_SETUP(rmap)
 {
 	self->page = sysconf(_SC_PAGESIZE);
+	self->lazy = lazy_mode();
 	ASSERT_EQ(family_init(&self->f), 0);
 }
 
@@ -41,6 +46,9 @@ FIXTURE_TEARDOWN(rmap)
 {
 	EXPECT_EQ(family_release(&self->f), 0);
 	EXPECT_SOUND();
+	/* Where a test has switched it off. */
+	if (self->lazy)
+		EXPECT_EQ(avl_write(AVL_SYSCTL, "1", 1), 0);
 }
 
 TEST_F(rmap, one_process)
@@ -145,6 +153,68 @@ TEST_F(rmap, twelve_generations_without_a_parent)
 	}
 	ASSERT_TRUE(family_await(&self->f, 3));
 	EXPECT_SOUND();
+}
+
+/* Behind each of @nr pages with holes between them, fault one more. */
+static bool fault_beside(char *area, size_t nr)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	for (size_t i = 0; i < nr; i++) {
+		char *at = area + (4 * i + 1) * page;
+
+		/* Not the same access, or the two would merge: neighbours share without that. */
+		if (mprotect(at, page, PROT_READ | PROT_WRITE | PROT_EXEC) || !fill(at, 1, 1, i) ||
+		    !filled(at - page, 1, 1, 1))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * A process that has VMAs of an ancestor's root and no root of its own, as too
+ * many are gone between the two, faults first beside one of them while the mode
+ * is off: what it makes is an anon_vma, not one more link to that root.
+ */
+TEST_F(rmap, switched_off_beside_a_vma_of_an_ancestor)
+{
+	const size_t nr = 16;
+	long long deep = avl_counter("fork_too_deep"), off = avl_counter("first_fault_off");
+	char *area = mmap(NULL, 4 * nr * self->page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(area, MAP_FAILED);
+	for (size_t i = 0; i < nr; i++) {
+		ASSERT_EQ(mprotect(area + 4 * i * self->page, self->page,
+				   PROT_READ | PROT_WRITE), 0);
+		fill(area + 4 * i * self->page, 1, 1, 1);
+	}
+	if (!fork()) {
+		for (int i = 0; i < 12; i++) {
+			pid_t parent = getpid();
+
+			if (fork())
+				_exit(0);
+			/* Its mm is gone before its children are. */
+			while (getppid() == parent)
+				usleep(1000);
+		}
+		if (self->lazy && avl_write(AVL_SYSCTL, "0", 1))
+			_exit(1);
+		KIN(&self->f, fault_beside(area, nr));
+		KIN(&self->f, fault_beside(area, nr) &&
+		    KIN(&self->f, filled(area, 1, 1, 1) && fault_beside(area, nr)) > 0 &&
+		    !munmap(area + 4 * self->page, 4 * (nr - 1) * self->page));
+		_exit(0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 3));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+	if (self->lazy) {
+		EXPECT_GT(avl_counter("fork_too_deep"), deep);
+		EXPECT_GE(avl_counter("first_fault_off"), off + 2 * (long long)nr);
+	}
+	EXPECT_TRUE(filled(area, 1, 1, 1));
 }
 
 TEST_F(rmap, split_and_merge)
@@ -273,6 +343,132 @@ TEST_F(rmap, shrink_grow_and_dontunmap)
 }
 
 /*
+ * What one mremap() can move at once: @NR pages of several VMAs, with a hole. Two of
+ * them are of a private file, a part of which is still the file's. From @at on:
+ *
+ *   4 pages RW, 4 R, 4 RW, never touched, 4 hole, 4 of a file, 2 of it R, 10 RW
+ */
+static bool several(char *at, int fd)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	return map_at(at, 12 * page) == at && fill(at, 8, 1, 1) &&
+		!mprotect(at + 4 * page, 4 * page, PROT_READ) &&
+		!munmap(at + 12 * page, 4 * page) &&
+		mmap(at + 16 * page, 6 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd,
+		     3 * page) == at + 16 * page && fill(at + 16 * page, 6, 2, 17) &&
+		!mprotect(at + 20 * page, 2 * page, PROT_READ) &&
+		map_at(at + 22 * page, 10 * page) == at + 22 * page &&
+		fill(at + 22 * page, 10, 1, 22);
+}
+
+/* That they are at @at, as several() has made them. */
+static bool several_are(const char *at)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	return filled(at, 8, 1, 1) && filled(at + 16 * page, 6, 2, 17) && at[17 * page] == 'f' &&
+		at[22 * page - 1] == 'f' && filled(at + 22 * page, 10, 1, 22) &&
+		count_vmas(at + 12 * page, at + 16 * page) == 0 &&
+		count_vmas(at, at + 12 * page) == 3 &&
+		count_vmas(at + 16 * page, at + 22 * page) == 2;
+}
+
+static char *move_several(char *from, char *to)
+{
+	const size_t size = NR * sysconf(_SC_PAGESIZE);
+
+	return mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+}
+
+/* Room whose pages are gone, not just without access: several_are() counts VMAs. */
+static char *hole(size_t pages)
+{
+	char *area = room(pages);
+
+	return area && !munmap(area, pages * sysconf(_SC_PAGESIZE)) ? area : NULL;
+}
+
+TEST_F(rmap, several_vmas_moved_at_once)
+{
+	int fd = open("/tmp/rmap-several", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	char *home = hole(NR), *away = hole(NR), *far = hole(NR), *text = malloc(16 * self->page);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_NE(text, NULL);
+	memset(text, 'f', 16 * self->page);
+	ASSERT_EQ(write(fd, text, 16 * self->page), 16 * self->page);
+	ASSERT_TRUE(several(home, fd));
+	ASSERT_TRUE(several_are(home));
+	KIN(&self->f, several_are(home) && KIN(&self->f, several_are(home)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	/* All of them are where they were born; then none is; then they are home again. */
+	ASSERT_EQ(move_several(home, away), away);
+	EXPECT_TRUE(several_are(away));
+	EXPECT_EQ(count_vmas(home, home + NR * self->page), 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(move_several(away, far), far);
+	EXPECT_TRUE(several_are(far));
+	EXPECT_SOUND();
+	/* Where they were come others, that fault anew. */
+	ASSERT_TRUE(several(home, fd));
+	KIN(&self->f, several_are(far) && several_are(home));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(home, NR * self->page), 0);
+	ASSERT_EQ(move_several(far, home), home);
+	EXPECT_TRUE(several_are(home));
+	EXPECT_SOUND();
+	/* One that was never touched faults first where it is now. */
+	fill(home + 8 * self->page, 4, 1, 8);
+	fill(home + 16 * self->page, 4, 1, 99);
+	KIN(&self->f, filled(home + 8 * self->page, 4, 1, 8) &&
+	    filled(home + 16 * self->page, 4, 1, 99) && filled(home + 22 * self->page, 10, 1, 22));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	free(text);
+	close(fd);
+	unlink("/tmp/rmap-several");
+}
+
+/* The same after fork: the child, its child, then the parent, to one and the same place. */
+TEST_F(rmap, several_vmas_moved_at_once_after_fork)
+{
+	int fd = open("/tmp/rmap-several", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	char *home = hole(NR), *away = hole(NR), *text = malloc(16 * self->page);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_NE(text, NULL);
+	memset(text, 'f', 16 * self->page);
+	ASSERT_EQ(write(fd, text, 16 * self->page), 16 * self->page);
+	ASSERT_TRUE(several(home, fd));
+	KIN(&self->f, move_several(home, away) == away && several_are(away) &&
+	    KIN(&self->f, several_are(away) && move_several(away, home) == home &&
+		several_are(home)) > 0 && fill(away + 22 * self->page, 10, 3, 22));
+	/* A part of them, from the middle of one VMA to the middle of another. */
+	KIN(&self->f, mremap(home + 2 * self->page, 16 * self->page, 16 * self->page,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, away + 2 * self->page) ==
+	    away + 2 * self->page && filled(home, 2, 1, 1) &&
+	    filled(away + 2 * self->page, 6, 1, 15) && filled(away + 16 * self->page, 2, 2, 17) &&
+	    filled(home + 18 * self->page, 4, 2, 31) && KIN(&self->f, filled(home, 2, 1, 1)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_TRUE(several_are(home));
+	EXPECT_SOUND();
+	ASSERT_EQ(move_several(home, away), away);
+	EXPECT_TRUE(several_are(away));
+	KIN(&self->f, several_are(away));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_TRUE(several_are(away));
+	EXPECT_SOUND();
+	free(text);
+	close(fd);
+	unlink("/tmp/rmap-several");
+}
+
+/*
  * A child's VMA that is unfaulted and yet not natural, and then gets the
  * anon_vma of a natural neighbour that is moved behind it.
  */
@@ -349,6 +545,77 @@ TEST_F(rmap, private_file_stack_and_brk)
 	unlink("/tmp/rmap-file");
 }
 
+/* What perf has recorded in a buffer of @size bytes: the last mapping, or zeros. */
+static void last_mapping(struct perf_event_mmap_page *ring, size_t size, uint64_t *addr,
+			 uint64_t *len)
+{
+	const char *data = (const char *)ring + sysconf(_SC_PAGESIZE);
+	uint64_t head = __atomic_load_n(&ring->data_head, __ATOMIC_ACQUIRE);
+
+	*addr = *len = 0;
+	for (uint64_t at = 0; at < head && head <= size;) {
+		const struct perf_event_header *record = (const void *)(data + at);
+
+		if (record->type == PERF_RECORD_MMAP) {
+			/* pid and tid, address, length */
+			memcpy(addr, data + at + sizeof(*record) + 8, 8);
+			memcpy(len, data + at + sizeof(*record) + 16, 8);
+		}
+		at += record->size;
+	}
+}
+
+/* A stack that grows is moved in its interval tree; perf, which may sleep, is told of it. */
+TEST_F(rmap, grown_stack_is_told_to_perf)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE, .size = sizeof(attr), .config = PERF_COUNT_SW_DUMMY,
+		.mmap = 1, .mmap_data = 1, .exclude_kernel = 1,
+	};
+	const size_t size = 8 * self->page;
+	struct perf_event_mmap_page *ring;
+	char *area, *top;
+	uint64_t addr, len;
+	int fd;
+
+	/* Room for the gap that is kept below a stack, and then some. */
+	area = mmap(NULL, 8 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(area, MAP_FAILED);
+	ASSERT_EQ(munmap(area, 8 * MIB), 0);
+	top = mmap(area + 7 * MIB, 2 * self->page, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED, -1, 0);
+	ASSERT_EQ(top, area + 7 * MIB);
+	fill(top, 2, 1, 1);
+	KIN(&self->f, fill(top - 6 * self->page, 6, 1, 9) && filled(top, 2, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	fd = syscall(SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+	ASSERT_GE(fd, 0);
+	ring = mmap(NULL, self->page + size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(ring, MAP_FAILED);
+	for (int grown = 1; grown <= 8; grown *= 2) {
+		fill(top - grown * self->page, 1, 1, grown);
+		last_mapping(ring, size, &addr, &len);
+		EXPECT_EQ((char *)(uintptr_t)addr, top - grown * self->page);
+		EXPECT_EQ(len, (grown + 2) * self->page);
+	}
+	KIN(&self->f, filled(top - 8 * self->page, 1, 1, 8) && filled(top, 2, 1, 1) &&
+	    fill(top - 12 * self->page, 12, 1, 5));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	munmap(ring, self->page + size);
+	close(fd);
+	/* A file is not mapped so: perf would allocate for its name. */
+	fd = open("/tmp/rmap-stack", O_RDWR | O_CREAT | O_TRUNC, 0600);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(mmap(NULL, self->page, PROT_READ, MAP_PRIVATE | MAP_GROWSDOWN, fd, 0),
+		  MAP_FAILED);
+	EXPECT_EQ(errno, EINVAL);
+	close(fd);
+	unlink("/tmp/rmap-stack");
+	EXPECT_TRUE(filled(top, 2, 1, 1));
+}
+
 static void run_a_shell(void)
 {
 	execl("/bin/busybox", "sh", "-c", "x=$(echo a | cat); [ \"$x\" = a ]", (char *)NULL);
@@ -383,6 +650,150 @@ TEST_F(rmap, vfork_and_exec)
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
 	EXPECT_SOUND();
+}
+
+/* Processes that share an mm without being threads. */
+struct sharer {
+	struct family *f;
+	char *area, *away;
+	bool moves;
+};
+
+/* The stack of a process that shares the mm. It is not given back while the process lives. */
+static char *stack_top(void)
+{
+	char *stack = map_at(NULL, 1 << 16);
+
+	return stack ? stack + (1 << 16) : NULL;
+}
+
+/* What it does there is done to both of them; what it forks is a child of the mm. */
+static int share(void *arg)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	struct sharer *s = arg;
+
+	if (!filled(s->area, NR, 1, 1))
+		return 1;
+	fill(s->area, NR, 2, 1);
+	if (s->moves && mremap(s->area + page, page, page, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       s->away) != s->away)
+		return 2;
+	fill(s->away, 1, 1, 8);
+	if (KIN(s->f, filled(s->away, 1, 1, 8) && fill(s->area + 8 * page, NR - 8, 3, 50)) < 0)
+		return 3;
+	return 0;
+}
+
+static int share_and_stay(void *arg)
+{
+	struct sharer *s = arg;
+	char c;
+	int err = share(arg);
+
+	close(s->f->go[1]);
+	if (err || write(s->f->ready[1], err ? "x" : "", 1) != 1)
+		return err ?: 4;
+	while (read(s->f->go[0], &c, 1) < 0 && errno == EINTR)
+		;
+	return 0;
+}
+
+TEST_F(rmap, clone_with_the_mm)
+{
+	struct sharer s = { &self->f, map_at(NULL, NR * self->page), room(1), true };
+	struct sharer vforked = { &self->f, map_at(NULL, NR * self->page), room(1), false };
+	char *stack = stack_top();
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(s.area, NULL);
+	ASSERT_NE(stack, NULL);
+	ASSERT_EQ(map_at(vforked.away, self->page), vforked.away);
+	fill(s.area, NR, 1, 1);
+	fill(vforked.area, NR, 1, 1);
+	KIN(&self->f, filled(s.area, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	/* It is gone soon; who is ready is its child. */
+	pid = clone(share, stack, CLONE_VM | SIGCHLD, &s);
+	ASSERT_GT(pid, 0);
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(s.away, 1, 1, 8));
+	EXPECT_TRUE(filled(s.area + 8 * self->page, NR - 8, 1, 8 * 7 + 1));
+	/* The parent waits until it is done. */
+	pid = clone(share, stack, CLONE_VM | CLONE_VFORK | SIGCHLD, &vforked);
+	ASSERT_GT(pid, 0);
+	EXPECT_TRUE(filled(vforked.away, 1, 1, 8));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	/* What they leave is an mm as any other: it forks. */
+	KIN(&self->f, filled(s.away, 1, 1, 8) && filled(vforked.away, 1, 1, 8) &&
+	    KIN(&self->f, fill(s.area, NR, 5, 3)) > 0);
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+}
+
+/* Whose mm it is goes first; who shares it lives on, forks, and moves what is in it. */
+TEST_F(rmap, clone_with_the_mm_outlives_its_parent)
+{
+	for (int i = 0; i < 2; i++) {
+		pid_t pid = fork();
+		int status;
+
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			static struct sharer s;
+
+			s = (struct sharer){ &self->f, map_at(NULL, NR * self->page), room(1), i };
+			if (!s.area || (!i && map_at(s.away, self->page) != s.away))
+				_exit(1);
+			fill(s.area, NR, 1, 1);
+			_exit(clone(share_and_stay, stack_top(),
+				    CLONE_VM | CLONE_FS | CLONE_SIGHAND | SIGCHLD, &s) < 0);
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_SOUND();
+}
+
+TEST_F(rmap, clone3)
+{
+	char *area = map_at(NULL, NR * self->page);
+	char *const shell[] = { "sh", "-c", "x=$(echo a | cat); [ \"$x\" = a ]", NULL };
+	int status, pidfd = -1;
+	struct clone_args args = {
+		.flags = CLONE_CLEAR_SIGHAND | CLONE_PIDFD, .pidfd = (uintptr_t)&pidfd,
+		.exit_signal = SIGCHLD,
+	};
+	pid_t pid;
+
+	ASSERT_NE(area, NULL);
+	fill(area, NR, 1, 1);
+	/* A fork in all but name, and a child of it by fork. */
+	pid = syscall(SYS_clone3, &args, sizeof(args));
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(!filled(area, NR, 1, 1) || !fill(area, NR, 4, 9) ||
+		      KIN(&self->f, filled(area, NR, 4, 9)) < 0);
+	ASSERT_GE(pidfd, 0);
+	close(pidfd);
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	/* With the mm until it execs, and the parent waits: clone3 where the C library has it. */
+	ASSERT_EQ(posix_spawn(&pid, "/bin/busybox", NULL, NULL, shell, NULL), 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, NR, 1, 1));
 }
 
 TEST_F(rmap, swap_out_and_in_across_forks)

@@ -87,6 +87,21 @@ TEST_F(sysctl, refuses_everything_else)
 	EXPECT_STREQ(value(), variant->first);
 }
 
+/* What is refused is said, in one line and with what would do; what is taken is not. */
+TEST_F(sysctl, says_what_to_write)
+{
+	static const char says[] = "anon_vma_lazy: vm.anon_vma_lazy takes 0 or 1";
+
+	ASSERT_EQ(avl_log_mark("avl: one bad value"), 0);
+	EXPECT_EQ(avl_write(AVL_SYSCTL, "2", 1), -EINVAL);
+	EXPECT_EQ(avl_log_count("avl: one bad value", says), 1);
+	ASSERT_EQ(avl_log_mark("avl: good values"), 0);
+	EXPECT_EQ(avl_write(AVL_SYSCTL, "0", 1), 0);
+	EXPECT_EQ(avl_write(AVL_SYSCTL, variant->first, 1), 0);
+	EXPECT_EQ(avl_log_count("avl: good values", says), 0);
+	EXPECT_STREQ(value(), variant->first);
+}
+
 TEST_F(sysctl, nothing_behind_the_value)
 {
 	char text[8];

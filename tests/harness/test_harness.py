@@ -344,6 +344,18 @@ class Selection(unittest.TestCase):
         for file in mutants.DIRECTORY.glob("*.patch"):
             mutants.Mutant(file)
 
+    def test_each_named_case_exists(self):
+        """What mutants and patches-check name would fail in the guest, for the wrong reason."""
+        named = [m.test for m in map(mutants.Mutant, mutants.DIRECTORY.glob("*.patch"))
+                 if m.mode != "host"]
+        for program, cases in check.wanted([*named, *check.STEP_TESTS]).items():
+            file = common.TOP / "tests/guest" / f"{program}.c"
+            text = file.read_text() if cases else ""
+            for case in cases:
+                group, *_, name = case.split(".")
+                self.assertRegex(text, rf"TEST\({name}\)" if group == "global" else
+                                 rf"TEST_F(_TIMEOUT)?\({group}, {name}\b", case)
+
     def test_each_mutant_of_the_module_applies(self):
         for file in mutants.DIRECTORY.glob("module-*.patch"):
             with open(file, "rb") as text:
