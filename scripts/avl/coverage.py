@@ -100,7 +100,8 @@ def summary(counts, at):
              "tests in the module do not count.", "",
              "| file | function | edges | ran | most often |", "|---|---|---:|---:|---:|"]
     text += [f"| {source} | {function} | {len(found)} | {sum(c > 0 for c in found)} | "
-             f"{max(found) or '**0**'} |" for (source, function), found in sorted(functions.items())]
+             f"{max(found) or '**0**'} |"
+             for (source, function), found in sorted(functions.items())]
     text += ["", "Lines of which no edge ran:", ""]
     cache = {}
     for (source, line), found in sorted(lines.items()):
@@ -127,8 +128,8 @@ def coverage(toolchain, arch):
     for mode, name, tests in PLAN:
         with check.Stage(f"{name}, {arch}"):
             limit = common.number("TIMEOUT", check.TIMEOUTS["release"])
-            run = guests.run(name, kernel, initrd, mode,
-                             check.guest_options(mode, "release", check.wanted(tests), limit), limit)
+            options = check.guest_options(mode, "release", check.wanted(tests), limit)
+            run = guests.run(name, kernel, initrd, mode, options, limit)
         console += run.console
         judged = guest.judge(run, tests, kernel.source)
         if any(r.status == "failed" for r in judged):

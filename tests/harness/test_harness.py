@@ -442,11 +442,13 @@ class Report(unittest.TestCase):
             log = Path(top) / "build/x86_64/run/lazy-release/console.log"
             log.parent.mkdir(parents=True)
             log.write_text("avl: counter walk 5\navl: counter roots 3\n")
-            with mock.patch.object(report, "events", lambda: {"walk": "w", "refused": "r"}), \
+            with mock.patch.object(report, "events",
+                                   lambda: {"walk": "w", "refused": "r", "walk_skip": "s"}), \
                     mock.patch.object(report, "TOP", Path(top)):
                 text = "\n".join(report.transitions())
         self.assertIn("| walk | w | 5 |", text)
-        self.assertIn("| refused | r | 0: NO TEST DID |", text)
+        self.assertIn("| refused | r | 0, as it must be |", text)
+        self.assertIn("| walk_skip | s | 0: NO TEST DID |", text)
 
     def test_each_event_is_known(self):
         self.assertIn("walk_skip", report.events())
