@@ -23,10 +23,10 @@
 #include <unistd.h>
 
 #define THREADS 16
-#define ROUNDS 500
+#define ROUNDS 100
 #define PAGES 16
 #define KEPT 64
-#define REPETITIONS 5
+#define REPETITIONS 3
 #define CGROUP "/sys/fs/cgroup/bench"
 #define EVENT "/sys/kernel/tracing/events/lock/contention_begin/id"
 #define CPUS 64
