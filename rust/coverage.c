@@ -10,15 +10,15 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
+#include <linux/sizes.h>
+#include "shim.h"
 
 /* Calls are at least four bytes apart. A module's text is smaller than twice this. */
-#define REACH (1UL << 18)
+#define REACH SZ_256K
 
 static atomic_t runs[2 * REACH / 4];
 static unsigned int next;
 static DEFINE_MUTEX(reading);
-
-void __sanitizer_cov_trace_pc(void);
 
 /* In any context, also before the module's init function: touches nothing but the table. */
 notrace void __sanitizer_cov_trace_pc(void)

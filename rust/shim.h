@@ -15,4 +15,7 @@ struct page *anon_vma_lazy_get_page(struct mm_struct *mm, unsigned long address)
 void anon_vma_lazy_put_page(struct page *page);
 void *anon_vma_lazy_page_anon_vma(struct page *page, unsigned long *pgoff);
 
+/* make coverage only: clang puts the calls in. */
+void __sanitizer_cov_trace_pc(void);
+
 #endif /* ANON_VMA_LAZY_SHIM_H */

@@ -510,8 +510,8 @@ static int fail_each(const struct operation *op, int *failed)
 		if (waitpid(pid, &status, 0) != pid)
 			return -1;
 		/*
-		 * Exec that fails too late to return kills, as ever; and what fails behind it is the
-		 * new program's to report.
+		 * Exec that fails too late to return kills, as ever; and what fails behind it is
+		 * the new program's to report.
 		 */
 		if (op->run == exec && (WIFSIGNALED(status) || WEXITSTATUS(status) == 127)) {
 			(*failed)++;
