@@ -545,7 +545,7 @@ impl<'a> Exclusive<'a> {
         let source = state::decode(anon, chain).ok().and_then(State::source);
         if source.is_none() {
             report_once!(
-                "a VMA that cannot be is copied: anon_vma {:?}, chain {:?}, {:x}-{:x}\n",
+                "a VMA in no state to be copied: anon_vma {:?}, chain {:?}, {:x}-{:x}\n",
                 anon,
                 chain,
                 self.start(),
