@@ -36,6 +36,8 @@ GNU_TRIPLE = {"x86_64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 QEMU = {"x86_64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 # Directories of the host that the unpacked tree replaces.
 OWN = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
+# The certificates that are trusted, of the host and of the tree.
+CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
 class Apt:
@@ -252,6 +254,10 @@ class Toolchain:
                       "/etc/hosts"):
             if os.path.exists(extra):
                 out += ["--ro-bind", extra, extra]
+        # Whom the host trusts: a proxy may have a certificate of its own.
+        trusted = os.environ.get("SSL_CERT_FILE", f"/{CERTIFICATES}")
+        if os.path.exists(trusted) and (self.tree / CERTIFICATES).exists():
+            out += ["--ro-bind", trusted, f"/{CERTIFICATES}"]
         base = {"PATH": "/usr/local/bin:/usr/bin:/usr/sbin", "LANG": "C.UTF-8"}
         for key in ("HOME", "TERM", "USER", "CARGO_NET_OFFLINE", "http_proxy", "https_proxy"):
             if key in os.environ:
