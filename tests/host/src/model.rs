@@ -87,6 +87,8 @@ pub(super) enum Wrong {
     ChainNotChecked,
     /// A lookup ends at the first VMA.
     FirstVmaOnly,
+    /// The VMA that was found last is tried first also when it is Lazy no more.
+    HintKept,
     /// The copy of a foreign VMA is attached to the child's own root.
     ForeignForgotten,
     /// Restoring stops when as many pages were restored as the folio has.
@@ -96,7 +98,7 @@ pub(super) enum Wrong {
 }
 
 impl Wrong {
-    pub(super) const ALL: [Wrong; 15] = [
+    pub(super) const ALL: [Wrong; 16] = [
         Wrong::NoChildren,
         Wrong::ChildrenFirst,
         Wrong::NoParent,
@@ -109,6 +111,7 @@ impl Wrong {
         Wrong::MmNotChecked,
         Wrong::ChainNotChecked,
         Wrong::FirstVmaOnly,
+        Wrong::HintKept,
         Wrong::ForeignForgotten,
         Wrong::StopWithoutProof,
         Wrong::StopAfterOne,
@@ -197,6 +200,8 @@ struct Root {
     /// The interval tree, in the order of insertion.
     linked: Vec<VmaId>,
     detaching: Vec<VmaId>,
+    /// The VMA that a walk has found last in the tree.
+    hint: Cell<Option<VmaId>>,
     freed: bool,
 }
 
@@ -446,6 +451,7 @@ impl World {
             refs: Cell::new(1),
             linked: Vec::new(),
             detaching: Vec::new(),
+            hint: Cell::new(None),
             freed: false,
         }));
         if let Some(up) = up {
@@ -589,10 +595,19 @@ impl World {
         }
     }
 
+    /// A VMA of `root` is about to be Lazy no more.
+    fn forget(&self, root: RootId, id: VmaId) {
+        let hint = &self.roots[root].hint;
+        if hint.get() == Some(id) && !self.is_wrong(Wrong::HintKept) {
+            hint.set(None);
+        }
+    }
+
     /// `policy::unlink()`.
     fn unlink(&mut self, id: VmaId) {
         let vma = *self.vma(id);
         if let Av::Root(root) = vma.anon {
+            self.forget(root, id);
             match self.state(id) {
                 State::Linked => {
                     self.roots[root].linked.retain(|&other| other != id);
@@ -620,6 +635,14 @@ impl World {
 
         if let Some(mm) = root.mm {
             let mut at = index;
+            let covers = |&id: &VmaId| {
+                let vma = self.vmas[id].as_ref();
+                vma.is_some_and(|vma| vma.start <= index && vma.end > last)
+            };
+            if let Some(id) = root.hint.get().filter(covers) {
+                seen.push(id);
+                at = last + 1;
+            }
             while at <= last {
                 let Some(id) = self.lookup(mm, at, last) else {
                     break;
@@ -630,6 +653,7 @@ impl World {
                     || self.is_wrong(Wrong::MmNotChecked) && vma.anon != Av::None;
                 if here && empty && self.natural(vma) {
                     seen.push(id);
+                    root.hint.set(Some(id));
                 }
                 at = vma.end;
                 if self.is_wrong(Wrong::FirstVmaOnly) {
@@ -1283,6 +1307,7 @@ impl World {
                     let lazy = self.state(id) == State::Lazy;
                     if let (Av::Root(root), true) = (self.vma(id).anon, lazy) {
                         if !self.is_wrong(Wrong::NoDetachingList) {
+                            self.forget(root, id);
                             self.vma_mut(id).chain = Chain::Detaching;
                             self.roots[root].detaching.push(id);
                         }

@@ -90,6 +90,10 @@ enum Wrong {
     NoSecondLookup,
     /// Nor this, and a copy has the root of its source until it is cloned.
     CopyCarriesRoot,
+    /// A VMA is unlinked, and stays the one that walks try first.
+    HintKept,
+    /// Who remembers a VMA for other walks does not say what it has seen of it.
+    HintWithoutRelease,
 }
 
 /// What a page table has for the page.
@@ -693,11 +697,14 @@ struct Area {
     start: AtomicUsize,
 }
 
-/// Two addresses, and the VMA tree of mm 1, whose root is locked for reading.
+/// Two addresses, the VMA tree of mm 1, and what its root has.
 struct Memory {
     wrong: Option<Wrong>,
     areas: [Area; 2],
     tree: [AtomicUsize; 2],
+    rwsem: RwLock<()>,
+    /// The VMA that a walk has found last.
+    hint: AtomicUsize,
 }
 
 /// An `anon_vma` or a place in the tree: nothing.
@@ -721,6 +728,8 @@ impl Memory {
             wrong,
             areas: [area(), area()],
             tree: [AtomicUsize::new(0), AtomicUsize::new(NONE)],
+            rwsem: RwLock::new(()),
+            hint: AtomicUsize::new(NONE),
         })
     }
 
@@ -734,8 +743,40 @@ impl Memory {
         area.anon.store(PARENT, Release);
     }
 
+    /// munmap of a Lazy VMA at address 0, from which the root's lock is taken.
+    fn unmap(&self, id: usize) {
+        let _lock = self.rwsem.write().unwrap();
+        if self.wrong != Some(Wrong::HintKept) && self.hint.load(Relaxed) == id {
+            self.hint.store(NONE, Relaxed);
+        }
+        self.areas[id].anon.store(NONE, Relaxed);
+        self.tree[0].store(NONE, Release);
+    }
+
+    /// What a VMA that was found is by now, and stays while the lock is held.
+    fn take(&self, id: usize) {
+        let area = &self.areas[id];
+        let mm = area.mm.fetch_add(0, AcqRel);
+        let start = area.start.fetch_add(0, AcqRel);
+        assert!(
+            mm == PARENT && start == 0,
+            "a VMA that is not there is taken: mm {mm}, start {start}"
+        );
+    }
+
     /// `Walk::visit_vma_tree()` for the page at address 0.
     fn visit(&self) {
+        let _lock = self.rwsem.read().unwrap();
+        let hint = self.hint.load(Acquire);
+        if let Some(area) = self.areas.get(hint) {
+            if area.start.load(Relaxed) == 0 {
+                return self.take(hint);
+            }
+            assert!(
+                area.anon.load(Relaxed) != PARENT || self.wrong == Some(Wrong::HintKept),
+                "what was seen of a VMA is not seen by the next"
+            );
+        }
         loop {
             let id = self.tree[0].load(Acquire);
             let Some(area) = self.areas.get(id) else {
@@ -755,13 +796,12 @@ impl Memory {
             if again != id {
                 continue;
             }
-            // What it is by now, and stays while the lock is held.
-            let mm = area.mm.fetch_add(0, AcqRel);
-            let start = area.start.fetch_add(0, AcqRel);
-            assert!(
-                mm == PARENT && start == 0,
-                "a VMA that is not there is taken: mm {mm}, start {start}"
-            );
+            self.take(id);
+            let order = match self.wrong {
+                Some(Wrong::HintWithoutRelease) => Relaxed,
+                _ => Release,
+            };
+            self.hint.store(id, order);
             return;
         }
     }
@@ -805,6 +845,38 @@ fn copied(wrong: Option<Wrong>) {
     };
     memory.visit();
     task.join().unwrap();
+}
+
+/// The VMA that was found last is unmapped, and its memory is a VMA elsewhere.
+fn remembered(wrong: Option<Wrong>) {
+    let memory = Memory::new(wrong);
+    memory.areas[0].anon.store(PARENT, Release);
+    memory.visit();
+    let task = {
+        let memory = memory.clone();
+        thread::spawn(move || {
+            memory.unmap(0);
+            memory.map(0, 1);
+        })
+    };
+    memory.visit();
+    task.join().unwrap();
+}
+
+/// Two walks while a VMA is mapped: one gets it from the other, and not from the tree.
+fn shared(wrong: Option<Wrong>) {
+    let memory = Memory::new(wrong);
+    memory.tree[0].store(NONE, Release);
+    memory.areas[1].start.store(1, Relaxed);
+    let spawn = |run: fn(&Memory)| {
+        let memory = memory.clone();
+        thread::spawn(move || run(&memory))
+    };
+    let task = spawn(|memory| memory.map(1, 0));
+    let walk = spawn(Memory::visit);
+    memory.visit();
+    task.join().unwrap();
+    walk.join().unwrap();
 }
 
 /// Explores `scenario`. Returns the number of interleavings and, if one of them failed, how.
@@ -895,6 +967,16 @@ mod holds {
     #[test]
     fn vma_memory_used_for_a_copy() {
         holds("copied", 5, copied);
+    }
+
+    #[test]
+    fn vma_found_last_unmapped() {
+        holds("remembered", 5, remembered);
+    }
+
+    #[test]
+    fn vma_found_last_by_another() {
+        holds("shared", 4, shared);
     }
 }
 
@@ -990,5 +1072,15 @@ mod found {
     #[test]
     fn copies_carry_the_root() {
         found(Wrong::CopyCarriesRoot, STRANGER, copied);
+    }
+
+    #[test]
+    fn hint_kept() {
+        found(Wrong::HintKept, STRANGER, remembered);
+    }
+
+    #[test]
+    fn hint_without_release() {
+        found(Wrong::HintWithoutRelease, "is not seen by the next", shared);
     }
 }
