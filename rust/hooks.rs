@@ -30,12 +30,13 @@ use crate::{
     },
     root::{
         self,
-        Root,
-        Write, //
+        Root, //
     },
     stats,
     vma::{
         Exclusive,
+        Leaving,
+        Mm,
         MmapLocked, //
     },
     walk::Walk,
@@ -45,10 +46,7 @@ use crate::{
     },
 };
 use core::{
-    mem::{
-        size_of,
-        ManuallyDrop, //
-    },
+    mem::size_of,
     ptr,
     slice, //
 };
@@ -173,20 +171,21 @@ unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings
     policy::unlink(unsafe { Exclusive::from_raw(vma) }).unwrap_or(ptr::null_mut())
 }
 
-/// `anon_vma_lazy_ops.unmap`: `vma` is about to leave the VMA tree; with `undo`, it stays after all.
+/// `anon_vma_lazy_ops.unmap`: the VMAs in `mas` are about to leave the VMA tree of `mm`; with `undo`,
+/// they stay after all.
 ///
 /// # Safety
 ///
-/// To be called by the core only: the `mmap_lock` of the VMA's mm is held for writing, and so is the
-/// lock of that mm's lazy root.
-unsafe extern "C" fn unmap(vma: *mut bindings::vm_area_struct, undo: bool) {
-    // SAFETY: By the safety requirements.
-    let vma = unsafe { Exclusive::from_raw(vma) };
-    if let Some(root) = vma.mm().root() {
-        // SAFETY: By the safety requirements the lock is held; the core keeps it.
-        let lock = ManuallyDrop::new(unsafe { Write::adopt(root) });
-        policy::unmap(vma, &lock, undo);
-    }
+/// To be called by the core only: the `mmap_lock` of `mm` is held for writing, and `mas` is the state
+/// of a tree of the caller's own, whose entries are VMAs of `mm`.
+unsafe extern "C" fn unmap(
+    mm: *mut bindings::mm_struct,
+    mas: *mut bindings::ma_state,
+    undo: bool,
+) {
+    // SAFETY: By the safety requirements: munmap has VMAs in `mm`, which keep it.
+    let (mm, leaving) = unsafe { (Mm::from_raw(mm), Leaving::from_raw(mas)) };
+    policy::unmap(mm, leaving, undo);
 }
 
 /// `anon_vma_lazy_ops.detach`: the PTEs of the root's mm are gone, its VMA tree is about to go.

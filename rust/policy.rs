@@ -26,6 +26,8 @@ use crate::{
         Avc,
         Decoded,
         Exclusive,
+        Leaving,
+        Mm,
         MmapLocked,
         Unfaulted,
         Vma, //
@@ -230,9 +232,23 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
     None
 }
 
-/// `vma` is about to leave the VMA tree (or, with `undo`, is not after all); `lock` is that of its
-/// mm's root.
-pub(crate) fn unmap(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
+/// The VMAs of `leaving` are about to leave the VMA tree of `mm` (or, with `undo`, are not after all).
+///
+/// The root's lock is taken once, and only if one of them has the root. May sleep.
+pub(crate) fn unmap(mm: &Mm, leaving: Leaving<'_>, undo: bool) {
+    let Some(root) = mm.root() else {
+        return;
+    };
+    let mut lock = None;
+    for vma in leaving {
+        if root.is(vma.anon_vma()) {
+            unmap_one(vma, lock.get_or_insert_with(|| root.write()), undo);
+        }
+    }
+}
+
+/// `vma`, which has the root whose lock this is, is about to leave the VMA tree, or is not after all.
+fn unmap_one(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
     let (start, end) = (vma.start(), vma.end());
     let done = match vma.decode() {
         Decoded::Lazy(vma) if !undo => vma.detaching(lock).is_ok(),

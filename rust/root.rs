@@ -70,8 +70,11 @@ use kernel::{
 /// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped, in
 ///   the order of their addresses: written under the rwsem in write mode, read in read mode. Its
 ///   members are valid until they are taken off.
-/// - An object with a reference count of zero has no children, no mm, no VMA in its interval tree
-///   and none on its detaching list.
+/// - `hint` is NULL or a Lazy VMA of the root, which a walk has found in the VMA tree. Walks set it with
+///   the rwsem held in read mode; whoever unlinks that VMA, marks it or detaches the mm clears it
+///   before, in write mode.
+/// - An object with a reference count of zero has no children, no mm, no hint, no VMA in its interval
+///   tree and none on its detaching list.
 #[repr(C)]
 #[pin_data]
 pub(crate) struct Root {
@@ -83,6 +86,7 @@ pub(crate) struct Root {
     link: Link<Root>,
     detaching: Cell<Option<NonNull<Area>>>,
     last_detaching: Cell<Option<NonNull<Area>>>,
+    hint: Atomic<*mut Area>,
 }
 
 // SAFETY: By the type invariants, each field that is not constant or atomic has a lock.
@@ -121,6 +125,7 @@ impl Root {
             link: Link::new(),
             detaching: Cell::new(None),
             last_detaching: Cell::new(None),
+            hint: Atomic::new(ptr::null_mut()),
         })
     }
 
@@ -391,6 +396,7 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
     let in_use = linked
         || !root.is_detached()
         || !root.children.lock().is_empty()
+        || !root.hint.load(Relaxed).is_null()
         || root.detaching.get().is_some();
     if in_use {
         // Whoever uses it has no reference. Rather lose the memory than hand it out again.
@@ -424,16 +430,6 @@ pub(crate) fn hold_module() {
 pub(crate) struct Write<'a>(&'a Root);
 
 impl<'a> Write<'a> {
-    /// Takes over a lock that is held. It is dropped with the value.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds the root's lock in write mode, and gives it away.
-    pub(crate) unsafe fn adopt(root: &'a Root) -> Self {
-        // INVARIANT: By the safety requirements.
-        Self(root)
-    }
-
     /// The root.
     #[inline]
     pub(crate) fn root(&self) -> &'a Root {
@@ -442,10 +438,19 @@ impl<'a> Write<'a> {
 
     /// From here on no walk looks into the mm.
     pub(crate) fn detach(&self) {
-        // INVARIANT: The lock is held in write mode.
+        // INVARIANT: The lock is held in write mode. Without an mm VMAs are unlinked without the lock.
+        self.0.hint.store(ptr::null_mut(), Relaxed);
         self.0.mm.store(ptr::null_mut(), Release);
         stats::count(Event::RootDetach);
         trace::lazy_root_detach(self.0);
+    }
+
+    /// The VMA is about to be Lazy no more.
+    #[inline]
+    pub(crate) fn forget(&self, area: &Area) {
+        if ptr::eq(self.0.hint.load(Relaxed), area) {
+            self.0.hint.store(ptr::null_mut(), Relaxed);
+        }
     }
 
     /// Puts a VMA at the end of the detaching list.
@@ -548,6 +553,41 @@ impl<'a> Read<'a> {
     pub(crate) fn mm(&self) -> Option<&Mm> {
         // SAFETY: `exit_mmap()` detaches the root under the lock in write mode before the mm goes.
         unsafe { self.0.mm.load(Relaxed).cast::<Mm>().as_ref() }
+    }
+
+    /// The VMA that a walk has found last, if it covers all addresses from `start` to `last`: nothing
+    /// else in the VMA tree does then, and it is the root's as long as the lock is held.
+    ///
+    /// One that was merged with its neighbour may be out of the tree and not unlinked yet, as it may be
+    /// in the interval tree of an ordinary `anon_vma` then: see `Documentation/locking.rst`.
+    #[inline]
+    pub(crate) fn hint(&self, start: usize, last: usize) -> Option<&Area> {
+        // SAFETY: By the type invariants of `Root` a Lazy VMA, which is not unlinked meanwhile.
+        let area = unsafe { self.0.hint.load(Acquire).as_ref() }?;
+        (area.start() <= start && area.end() > last).then_some(area)
+    }
+
+    /// Remembers a Lazy VMA of this root that was found in the VMA tree.
+    ///
+    /// Release, for another reader of the lock: what this walk has seen of the VMA is seen by who gets
+    /// it from here.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is Lazy and of this root, and was found under this hold of the lock.
+    #[inline]
+    pub(crate) unsafe fn remember(&self, area: &Area) {
+        // INVARIANT: By the safety requirements; the lock is held.
+        self.0
+            .hint
+            .store(ptr::from_ref(area).cast_mut(), Release);
+    }
+
+    /// Whether there is any VMA in the interval tree.
+    #[inline]
+    pub(crate) fn has_links(&self) -> bool {
+        // SAFETY: The lock protects the tree, and `mm_take_all_locks()` marks it in write mode.
+        !unsafe { (*self.0.as_anon_vma()).rb_root.rb_root.rb_node }.is_null()
     }
 
     /// The first VMA on the detaching list.

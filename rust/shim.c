@@ -6,6 +6,7 @@
 #include <linux/export.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/percpu.h>
 #include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -97,4 +98,20 @@ void *anon_vma_lazy_page_anon_vma(struct page *page, unsigned long *pgoff)
 		return NULL;
 	*pgoff = page_pgoff(folio, page);
 	return (void *)(mapping - FOLIO_MAPPING_ANON);
+}
+
+/* Rust counts with this_cpu_inc(): each CPU has its own. */
+DEFINE_PER_CPU(u64 [ANON_VMA_LAZY_EVENTS], anon_vma_lazy_events);
+
+/* The counts of an event since the module was loaded. Any context. */
+u64 anon_vma_lazy_sum(unsigned int event)
+{
+	u64 sum = 0;
+	int cpu;
+
+	if (event >= ANON_VMA_LAZY_EVENTS)
+		return 0;
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(per_cpu(anon_vma_lazy_events, cpu)[event]);
+	return sum;
 }

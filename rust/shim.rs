@@ -2,14 +2,18 @@
 
 //! The module's own C, `rust/shim.c`: what is inline or a macro in C, and has no helper.
 
-use crate::vma::{
-    Locked,
-    Mm, //
+use crate::{
+    pure::counters::Event,
+    vma::{
+        Locked,
+        Mm, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
     bindings,
     ffi::{
+        c_uint,
         c_ulong,
         c_void, //
     }, //
@@ -27,6 +31,30 @@ extern "C" {
     ) -> *mut bindings::page;
     fn anon_vma_lazy_put_page(page: *mut bindings::page);
     fn anon_vma_lazy_page_anon_vma(page: *mut bindings::page, pgoff: *mut c_ulong) -> *mut c_void;
+    fn anon_vma_lazy_sum(event: c_uint) -> u64;
+    /// A per-CPU variable: only its address means something.
+    static mut anon_vma_lazy_events: [u64; EVENTS];
+}
+
+/// `ANON_VMA_LAZY_EVENTS`: room for as many.
+const EVENTS: usize = 32;
+
+const _: () = assert!(Event::ALL.len() <= EVENTS);
+
+/// Counts an event. Any context.
+#[inline]
+pub(crate) fn count(event: usize) {
+    if event < EVENTS {
+        // SAFETY: A counter of that per-CPU variable. The helper is one instruction on this CPU, or
+        // one that cannot be interrupted by another task of it.
+        unsafe { bindings::this_cpu_inc_u64((&raw mut anon_vma_lazy_events).cast::<u64>().add(event)) };
+    }
+}
+
+/// The sum of an event's counts, of all CPUs. Any context.
+pub(crate) fn sum(event: usize) -> u64 {
+    // SAFETY: A number that is too large gives 0.
+    unsafe { anon_vma_lazy_sum(event as c_uint) }
 }
 
 /// Prepares the others. Once, before the module does anything else. Process context.

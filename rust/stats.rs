@@ -2,28 +2,26 @@
 
 //! What the module counts since it was loaded.
 
-use crate::pure::counters::{
-    Counters,
-    Event,
-    Gauge, //
+use crate::{
+    pure::counters::{
+        Event,
+        Gauge, //
+    },
+    shim, //
 };
-use kernel::cpu::CpuId;
 
-static COUNTERS: Counters = Counters::new();
-
-/// Counts one event, in any context.
+/// Counts one event, in any context. The counts of a CPU are its own.
 #[inline]
 pub(crate) fn count(event: Event) {
-    // The task may move to another CPU in between: the sum is exact all the same.
-    COUNTERS.add(CpuId::current().as_u32() as usize, event);
+    shim::count(event as usize);
 }
 
-/// The number of these events so far.
+/// The number of these events so far. Those that happen meanwhile may or may not be counted.
 pub(crate) fn sum(event: Event) -> u64 {
-    COUNTERS.sum(event)
+    shim::sum(event as usize)
 }
 
 /// The value of a gauge.
 pub(crate) fn gauge(gauge: &Gauge) -> u64 {
-    COUNTERS.gauge(gauge)
+    gauge.value(sum)
 }

@@ -47,7 +47,10 @@ use kernel::{
         MmWithUser,
         MmapReadGuard, //
     },
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         aref::ARef,
@@ -72,6 +75,18 @@ use kernel::{
 pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 
 impl Mm {
+    /// Makes the view.
+    ///
+    /// # Safety
+    ///
+    /// The type invariant must hold for all of `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw<'a>(mm: *mut bindings::mm_struct) -> &'a Self {
+        // SAFETY: Valid, by the safety requirements; a transparent wrapper.
+        // INVARIANT: By the safety requirements.
+        unsafe { &*mm.cast() }
+    }
+
     /// The pointer.
     #[inline]
     pub(crate) fn as_ptr(&self) -> *mut bindings::mm_struct {
@@ -133,20 +148,33 @@ impl Mm {
         &self,
         start: usize,
         last: usize,
-        _rcu: &'r rcu::Guard,
+        rcu: &'r rcu::Guard,
     ) -> Option<(&'r Area, usize)> {
+        // For one page there is nothing to search for.
+        if last - start < PAGE_SIZE {
+            return self.at(start, rcu).map(|area| (area, last.wrapping_add(1)));
+        }
         let mut index = start;
         // SAFETY: By the type invariant; a lookup is made for a root that has the mm.
-        let entry = unsafe {
-            bindings::mt_find(
-                &raw mut (*self.as_ptr()).__bindgen_anon_1.mm_mt,
-                &raw mut index,
-                last,
-            )
-        };
+        let entry = unsafe { bindings::mt_find(self.tree(), &raw mut index, last) };
         // SAFETY: Entries of the tree are VMAs, whose memory stays that of a VMA for as long as the
         // RCU read lock is held.
         unsafe { entry.cast::<Area>().as_ref() }.map(|area| (area, index))
+    }
+
+    /// The VMA in the tree that covers `address`.
+    #[inline]
+    pub(crate) fn at<'r>(&self, address: usize, _rcu: &'r rcu::Guard) -> Option<&'r Area> {
+        // SAFETY: By the type invariant; a lookup is made for a root that has the mm.
+        let entry = unsafe { bindings::mtree_load(self.tree(), address) };
+        // SAFETY: As in `lookup()`.
+        unsafe { entry.cast::<Area>().as_ref() }
+    }
+
+    #[inline]
+    fn tree(&self) -> *mut bindings::maple_tree {
+        // SAFETY: Only computes an address.
+        unsafe { &raw mut (*self.as_ptr()).__bindgen_anon_1.mm_mt }
     }
 }
 
@@ -471,6 +499,47 @@ impl Deref for Exclusive<'_> {
     }
 }
 
+/// The VMAs that munmap has set aside, in the order of their addresses.
+///
+/// # Invariants
+///
+/// The entries of the tree that `mas` goes through are VMAs of one mm, whose `mmap_lock` is held for
+/// writing for all of `'a`; nobody else uses `mas` or changes the tree.
+pub(crate) struct Leaving<'a> {
+    mas: NonNull<bindings::ma_state>,
+    _lock: PhantomData<&'a Mm>,
+}
+
+impl Leaving<'_> {
+    /// Makes the view, which begins at the first of them.
+    ///
+    /// # Safety
+    ///
+    /// `mas` is not NULL, and the type invariant must hold for all of `'a`.
+    pub(crate) unsafe fn from_raw(mas: *mut bindings::ma_state) -> Self {
+        // SAFETY: By the safety requirements the state is the caller's own.
+        unsafe { bindings::mas_set(mas, 0) };
+        // INVARIANT: By the safety requirements.
+        Self {
+            // SAFETY: Not NULL, by the safety requirements.
+            mas: unsafe { NonNull::new_unchecked(mas) },
+            _lock: PhantomData,
+        }
+    }
+}
+
+impl<'a> Iterator for Leaving<'a> {
+    type Item = Exclusive<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Exclusive<'a>> {
+        // SAFETY: By the type invariant.
+        let vma = unsafe { bindings::mas_find(self.mas.as_ptr(), usize::MAX) };
+        // SAFETY: By the type invariant a VMA whose mm is locked for writing; each is returned once.
+        (!vma.is_null()).then(|| unsafe { Exclusive::from_raw(vma.cast()) })
+    }
+}
+
 /// A VMA with its state.
 pub(crate) enum Decoded<'a> {
     Unfaulted(Vma<'a, Unfaulted>),
@@ -587,6 +656,9 @@ impl<'a> Exclusive<'a> {
         hold_module();
         let (_, chain) = self.facts();
         let lock = self.root().map(Root::write);
+        if let Some(lock) = &lock {
+            lock.forget(self.0);
+        }
         match &lock {
             // SAFETY: It has the mark of this root's list, and by the type invariant nobody else
             // changes its list head. That it is on the list is looked up.
@@ -725,6 +797,7 @@ impl<'a> Vma<'a, Lazy> {
         if !lock.root().is(self.area.anon_vma()) {
             return Err(self);
         }
+        lock.forget(self.area);
         // SAFETY: The VMA is Lazy, of this root: its list head is empty, and by the type invariant
         // changed by nobody else. Unlinking it, which comes before it is freed, takes it off.
         unsafe { lock.push_detaching(self.area) };
@@ -745,7 +818,8 @@ impl<'a> Vma<'a, Lazy> {
             // A detached mm is entered no more, and whoever was in it when that was done is out.
             Some(root) if root.is_detached() => self.unfault(State::Lazy),
             Some(root) => {
-                let _lock = root.write();
+                let lock = root.write();
+                lock.forget(self.area);
                 self.unfault(State::Lazy)
             }
             None => self.unfault(State::Lazy),

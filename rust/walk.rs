@@ -159,8 +159,13 @@ impl Walk {
             if let Some(area) = self.visit_vma_tree(&lock) {
                 return NonNull::new(area.as_ptr());
             }
-            self.0.stage = stage::INTERVAL_TREE;
+            self.0.stage = if lock.has_links() {
+                stage::INTERVAL_TREE
+            } else {
+                stage::DETACHING
+            };
             self.0.avc = ptr::null_mut();
+            self.0.pos = 0;
         }
         if self.0.stage == stage::INTERVAL_TREE {
             // SAFETY: The lock is held, so that the tree and its members stay as they are.
@@ -179,7 +184,6 @@ impl Walk {
                 }
             }
             self.0.stage = stage::DETACHING;
-            self.0.pos = 0;
         }
         if self.0.stage == stage::DETACHING {
             if let Some(area) = self.visit_detaching(&lock) {
@@ -196,6 +200,15 @@ impl Walk {
         let mm = lock.mm()?;
         let (start, last) = self.addresses()?;
         let mut pos = start.max(self.0.pos);
+        if pos > last {
+            return None;
+        }
+        // Pages that are neighbours are often walked one after the other.
+        if let Some(area) = lock.hint(pos, last) {
+            self.0.pos = area.end();
+            stats::count(Event::Hint);
+            return Some(area);
+        }
 
         let rcu = rcu::read_lock();
         while pos <= last {
@@ -209,12 +222,21 @@ impl Walk {
             // after its fields were read, they are those of a VMA that the lock keeps. The barrier
             // also orders the load of `anon_vma` before those of the range by whoever gets the VMA.
             smp_mb(ReadBarrier);
-            match mm.lookup(pos, last, &rcu) {
-                Some((again, _)) if ptr::eq(again, area) => {
+            // It also has to be the first one again: what lies before it would be passed over.
+            let again = if area.start() <= pos {
+                mm.at(pos, &rcu)
+            } else {
+                mm.lookup(pos, last, &rcu).map(|(again, _)| again)
+            };
+            match again {
+                Some(again) if ptr::eq(again, area) => {
                     self.0.pos = area.end();
                     // SAFETY: A VMA of the locked root, found in the tree: the lock keeps it, also
-                    // without RCU.
-                    return Some(unsafe { &*ptr::from_ref(area) });
+                    // without RCU. It looked Lazy, and was in the tree then.
+                    unsafe {
+                        lock.remember(area);
+                        return Some(&*ptr::from_ref(area));
+                    }
                 }
                 _ => stats::count(Event::Retry),
             }

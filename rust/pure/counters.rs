@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Event counters whose writers do not share a cache line.
-
-use kernel::sync::atomic::{
-    Atomic,
-    Relaxed, //
-};
+//! What is counted, and what follows from the counts.
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +56,8 @@ pub(crate) enum Event {
     Descend,
     /// Of these: the lock was contended, and the walk may skip it.
     Skip,
+    /// A VMA was found without a lookup in the VMA tree, as the one that was found last.
+    Hint,
     /// A lookup in a VMA tree was repeated, since the VMA had changed.
     Retry,
     /// A root or a link could not be had, and the operation failed.
@@ -71,7 +68,7 @@ pub(crate) enum Event {
 
 impl Event {
     /// Every event, in the order in which they are shown.
-    pub(crate) const ALL: [Event; 28] = [
+    pub(crate) const ALL: [Event; 29] = [
         Event::FirstFault,
         Event::ModeOff,
         Event::Raced,
@@ -97,6 +94,7 @@ impl Event {
         Event::Found,
         Event::Descend,
         Event::Skip,
+        Event::Hint,
         Event::Retry,
         Event::NoMemory,
         Event::Refused,
@@ -130,6 +128,7 @@ impl Event {
             Event::Found => "walk_vma",
             Event::Descend => "walk_descend",
             Event::Skip => "walk_skip",
+            Event::Hint => "walk_hint",
             Event::Retry => "walk_retry",
             Event::NoMemory => "no_memory",
             Event::Refused => "refused",
@@ -197,46 +196,17 @@ pub(crate) const GAUGES: [Gauge; 7] = [
     },
 ];
 
-/// Number of stripes. CPUs beyond it share them; the sums stay exact.
-const STRIPES: usize = 64;
-
-/// The counts of one CPU, apart from those of others (128 bytes: lines are fetched in pairs).
-#[repr(align(128))]
-struct Stripe([Atomic<u64>; Event::ALL.len()]);
-
-/// A set of counters, one for each [`Event`]: added to in any context, summed when read.
-pub(crate) struct Counters([Stripe; STRIPES]);
-
-impl Counters {
-    /// Makes a set of zeroes.
-    pub(crate) const fn new() -> Self {
-        Self([const { Stripe([const { Atomic::new(0) }; Event::ALL.len()]) }; STRIPES])
-    }
-
-    /// Counts one event on `cpu`. Any number will do: it only picks the stripe.
-    #[inline]
-    pub(crate) fn add(&self, cpu: usize, event: Event) {
-        // Both indexes are in range by construction, so that no bounds check remains.
-        self.0[cpu % STRIPES].0[event as usize].fetch_add(1, Relaxed);
-    }
-
-    /// The number of these events. Those that happen meanwhile may or may not be counted.
-    pub(crate) fn sum(&self, event: Event) -> u64 {
-        self.0.iter().fold(0, |sum, stripe| {
-            sum.wrapping_add(stripe.0[event as usize].load(Relaxed))
-        })
-    }
-
-    /// The value of a gauge. No lock, any context.
-    pub(crate) fn gauge(&self, gauge: &Gauge) -> u64 {
+impl Gauge {
+    /// The value, from the counts of events. No lock, any context, if `count` needs none.
+    pub(crate) fn value(&self, count: impl Fn(Event) -> u64) -> u64 {
         let sum = |events: &[Event]| {
             events
                 .iter()
-                .fold(0, |sum, &e| self.sum(e).wrapping_add(sum))
+                .fold(0, |sum: u64, &e| sum.wrapping_add(count(e)))
         };
         // What takes away is read first: an event that follows another one is not seen before it.
-        let minus = sum(gauge.minus);
-        sum(gauge.plus).saturating_sub(minus)
+        let minus = sum(self.minus);
+        sum(self.plus).saturating_sub(minus)
     }
 }
 
@@ -244,30 +214,7 @@ impl Counters {
 #[cfg_attr(CONFIG_KUNIT, kernel::macros::kunit_tests(anon_vma_lazy_counters))]
 mod tests {
     use super::*;
-
-    static COUNTERS: Counters = Counters::new();
-
-    #[test]
-    fn sums_are_exact_beyond_the_stripes() {
-        let before = COUNTERS.sum(Event::FirstFault);
-        for cpu in 0..3 * STRIPES {
-            COUNTERS.add(cpu, Event::FirstFault);
-        }
-        COUNTERS.add(usize::MAX, Event::FirstFault);
-        assert_eq!(
-            COUNTERS.sum(Event::FirstFault) - before,
-            3 * STRIPES as u64 + 1
-        );
-    }
-
-    #[test]
-    fn events_do_not_mix() {
-        let off = COUNTERS.sum(Event::ModeOff);
-        let raced = COUNTERS.sum(Event::Raced);
-        COUNTERS.add(7, Event::Raced);
-        assert_eq!(COUNTERS.sum(Event::ModeOff), off);
-        assert_eq!(COUNTERS.sum(Event::Raced), raced + 1);
-    }
+    use core::cell::Cell;
 
     #[test]
     fn all_lists_each_event_once_in_order() {
@@ -287,13 +234,17 @@ mod tests {
 
     #[test]
     fn gauges_follow_a_vma_and_a_root() {
-        // Too large for a kernel stack. The test may be run again: it leaves no VMA, root or walk.
-        static COUNTERS: Counters = Counters::new();
+        let counts = [const { Cell::new(0) }; Event::ALL.len()];
         let value = |name| {
             let gauge = GAUGES.iter().find(|gauge| gauge.name == name);
-            gauge.map(|gauge| COUNTERS.gauge(gauge))
+            gauge.map(|gauge| gauge.value(|event| counts[event as usize].get()))
         };
-        let add = |events: &[Event]| events.iter().for_each(|&event| COUNTERS.add(3, event));
+        let add = |events: &[Event]| {
+            for &event in events {
+                let count: &Cell<u64> = &counts[event as usize];
+                count.set(count.get() + 1);
+            }
+        };
         let vmas = || {
             (
                 value("vmas_lazy"),

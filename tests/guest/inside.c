@@ -219,7 +219,7 @@ TEST_F(inside, for_root_only)
 
 TEST_F(inside, counters_follow)
 {
-	long long lazy, linked, forks, copies, walks, visits, vmas, unlinked;
+	long long lazy, linked, forks, copies, walks, visits, vmas, hints, unlinked;
 	char *area = self->area, *away = self->away;
 	const size_t page = self->page;
 	struct family f;
@@ -249,11 +249,14 @@ TEST_F(inside, counters_follow)
 	walks = avl_counter("walk");
 	visits = avl_counter("walk_visits");
 	vmas = avl_counter("walk_vma");
+	hints = avl_counter("walk_hint");
 	EXPECT_SOUND();
 	/* The oracle visits parent and child for each page that they share. */
 	EXPECT_GE(avl_counter("walk"), walks + NR);
 	EXPECT_GE(avl_counter("walk_visits"), visits + 2 * NR);
 	EXPECT_GE(avl_counter("walk_vma"), vmas + 2 * NR);
+	/* The pages lie side by side: the VMA of one is that of the next. */
+	EXPECT_GE(avl_counter("walk_hint"), hints + NR);
 	EXPECT_EQ(avl_counter("refused"), 0);
 	EXPECT_EQ(avl_counter("no_memory"), 0);
 

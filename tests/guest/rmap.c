@@ -981,6 +981,57 @@ TEST_F(rmap, migration_of_exclusive_and_shared_pages)
 	EXPECT_TRUE(filled(area, 4 * NR, 1, 1));
 }
 
+/*
+ * Walks first try the VMA that was found last. It is unmapped, or another one is
+ * mapped in its place, and its memory, the next that this CPU hands out, becomes a
+ * VMA of another process at the same address.
+ */
+TEST_F(rmap, vma_found_last_is_gone)
+{
+	char *area = map_at(NULL, 3 * self->page);
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(0, &set);
+	ASSERT_EQ(sched_setaffinity(0, sizeof(set), &set), 0);
+	ASSERT_NE(area, NULL);
+	/* A hole, whose neighbours do not merge with what is mapped in it. */
+	ASSERT_EQ(mprotect(area, 3 * self->page, PROT_NONE), 0);
+	area += self->page;
+	for (int round = 0; round < 8; round++) {
+		int go[2];
+		char c;
+
+		ASSERT_EQ(munmap(area, self->page), 0);
+		ASSERT_EQ(pipe(go), 0);
+		KIN(&self->f, read(go[0], &c, 1) == 1 && map_at(area, self->page) &&
+			      fill(area, 1, 1, 2));
+		ASSERT_NE(map_at(area, self->page), NULL);
+		fill(area, 1, 1, 1);
+		/* There and back, which walks to this page and no other. */
+		EXPECT_EQ(move_to_node(0, area, 1, 1), 1);
+		EXPECT_EQ(move_to_node(0, area, 1, 0), 1);
+		if (round % 2)
+			ASSERT_EQ(munmap(area, self->page), 0);
+		else
+			ASSERT_EQ(mmap(area, self->page, PROT_NONE, MAP_PRIVATE |
+				       MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0), area);
+		ASSERT_EQ(write(go[1], "", 1), 1);
+		ASSERT_TRUE(family_await(&self->f, 1));
+		if (round % 2)
+			ASSERT_NE(map_at(area, self->page), NULL);
+		else
+			ASSERT_EQ(mprotect(area, self->page, PROT_READ | PROT_WRITE), 0);
+		fill(area, 1, 1, 3);
+		EXPECT_EQ(move_to_node(0, area, 1, 1), 1);
+		EXPECT_EQ(move_to_node(0, area, 1, 0), 1);
+		EXPECT_TRUE(filled(area, 1, 1, 3));
+		close(go[0]);
+		close(go[1]);
+	}
+	EXPECT_SOUND();
+}
+
 TEST_F(rmap, migration_of_huge_pages)
 {
 	char *area = map_aligned(4 * MIB, 2 * MIB);

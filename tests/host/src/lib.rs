@@ -17,44 +17,11 @@ mod sequences;
 
 #[cfg(test)]
 mod threads {
-    use crate::pure::{
-        counters::{
-            Counters,
-            Event, //
-        },
-        mode::{
-            Mode,
-            ModeCell, //
-        },
+    use crate::pure::mode::{
+        Mode,
+        ModeCell, //
     };
     use std::thread;
-
-    /// No event is lost, whichever stripes the threads pick and share.
-    #[test]
-    fn counters_lose_nothing() {
-        static COUNTERS: Counters = Counters::new();
-        const EVENTS: usize = Event::ALL.len();
-        const PER_THREAD: u64 = 1_000 * EVENTS as u64;
-
-        thread::scope(|scope| {
-            for id in 0..8_usize {
-                scope.spawn(move || {
-                    for n in 0..PER_THREAD {
-                        // Half of the threads share a stripe, half move about.
-                        let cpu = if id % 2 == 0 { 5 } else { id + n as usize };
-                        COUNTERS.add(cpu, Event::ALL[n as usize % EVENTS]);
-                    }
-                });
-            }
-        });
-        for event in Event::ALL {
-            assert_eq!(
-                COUNTERS.sum(event),
-                8 * PER_THREAD / EVENTS as u64,
-                "{event:?}"
-            );
-        }
-    }
 
     /// Every text of up to three bytes: only the two values, with blanks around, are taken.
     #[test]

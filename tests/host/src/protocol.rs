@@ -90,6 +90,8 @@ enum Wrong {
     NoSecondLookup,
     /// Nor this, and a copy has the root of its source until it is cloned.
     CopyCarriesRoot,
+    /// It is looked up where it lies by then, and need not be the first one again.
+    SecondLookupByStart,
     /// A VMA is unlinked, and stays the one that walks try first.
     HintKept,
     /// Who remembers a VMA for other walks does not say what it has seen of it.
@@ -695,13 +697,15 @@ struct Area {
     mm: AtomicUsize,
     anon: AtomicUsize,
     start: AtomicUsize,
+    /// Whether its list head is that of a VMA on the detaching list.
+    marked: AtomicBool,
 }
 
-/// Two addresses, the VMA tree of mm 1, and what its root has.
+/// Three addresses, the VMA tree of mm 1, and what its root has.
 struct Memory {
     wrong: Option<Wrong>,
     areas: [Area; 2],
-    tree: [AtomicUsize; 2],
+    tree: [AtomicUsize; 3],
     rwsem: RwLock<()>,
     /// The VMA that a walk has found last.
     hint: AtomicUsize,
@@ -723,11 +727,12 @@ impl Memory {
             mm: AtomicUsize::new(PARENT),
             anon: AtomicUsize::new(NONE),
             start: AtomicUsize::new(0),
+            marked: AtomicBool::new(false),
         };
         Arc::new(Self {
             wrong,
             areas: [area(), area()],
-            tree: [AtomicUsize::new(0), AtomicUsize::new(NONE)],
+            tree: [0, NONE, NONE].map(AtomicUsize::new),
             rwsem: RwLock::new(()),
             hint: AtomicUsize::new(NONE),
         })
@@ -743,67 +748,86 @@ impl Memory {
         area.anon.store(PARENT, Release);
     }
 
-    /// munmap of a Lazy VMA at address 0, from which the root's lock is taken.
+    /// munmap of a Lazy VMA at address 0: marked, taken from the tree without the lock, unlinked.
     fn unmap(&self, id: usize) {
-        let _lock = self.rwsem.write().unwrap();
-        if self.wrong != Some(Wrong::HintKept) && self.hint.load(Relaxed) == id {
-            self.hint.store(NONE, Relaxed);
+        let area = &self.areas[id];
+        {
+            let _lock = self.rwsem.write().unwrap();
+            if self.wrong != Some(Wrong::HintKept) && self.hint.load(Relaxed) == id {
+                self.hint.store(NONE, Relaxed);
+            }
+            area.marked.store(true, Relaxed);
         }
-        self.areas[id].anon.store(NONE, Relaxed);
         self.tree[0].store(NONE, Release);
+        let _lock = self.rwsem.write().unwrap();
+        area.anon.store(NONE, Relaxed);
+        area.marked.store(false, Relaxed);
     }
 
-    /// What a VMA that was found is by now, and stays while the lock is held.
-    fn take(&self, id: usize) {
+    /// The first VMA at one of the addresses, and where it is.
+    fn first(&self, pos: usize, last: usize) -> Option<(usize, usize)> {
+        (pos..=last)
+            .map(|at| (self.tree[at].load(Acquire), at))
+            .find(|&(id, _)| id != NONE)
+    }
+
+    /// A VMA was found: where it is by now, and stays while the lock is held.
+    fn take(&self, id: usize, pos: usize, last: usize) -> usize {
         let area = &self.areas[id];
         let mm = area.mm.fetch_add(0, AcqRel);
         let start = area.start.fetch_add(0, AcqRel);
         assert!(
-            mm == PARENT && start == 0,
+            mm == PARENT && (pos..=last).contains(&start),
             "a VMA that is not there is taken: mm {mm}, start {start}"
         );
+        start
     }
 
-    /// `Walk::visit_vma_tree()` for the page at address 0.
-    fn visit(&self) {
+    /// `Walk::visit_vma_tree()` for a folio from address 0 to `last`: the VMAs that it finds.
+    fn visit(&self, last: usize) -> Vec<usize> {
         let _lock = self.rwsem.read().unwrap();
         let hint = self.hint.load(Acquire);
-        if let Some(area) = self.areas.get(hint) {
+        if let Some(area) = self.areas.get(hint).filter(|_| last == 0) {
             if area.start.load(Relaxed) == 0 {
-                return self.take(hint);
+                self.take(hint, 0, 0);
+                return vec![hint];
             }
             assert!(
                 area.anon.load(Relaxed) != PARENT || self.wrong == Some(Wrong::HintKept),
                 "what was seen of a VMA is not seen by the next"
             );
         }
-        loop {
-            let id = self.tree[0].load(Acquire);
-            let Some(area) = self.areas.get(id) else {
-                return;
-            };
+        let (mut pos, mut taken) = (0, Vec::new());
+        while let Some((id, at)) = self.first(pos, last) {
+            let area = &self.areas[id];
             let looks_lazy = area.mm.load(Relaxed) == PARENT
                 && area.anon.load(Relaxed) == PARENT
-                && area.start.load(Relaxed) == 0;
+                && !area.marked.load(Relaxed)
+                && (pos..=last).contains(&area.start.load(Relaxed));
             if !looks_lazy {
-                return;
+                pos = at + 1;
+                continue;
             }
             fence(Acquire);
             let again = match self.wrong {
-                Some(Wrong::NoSecondLookup | Wrong::CopyCarriesRoot) => id,
-                _ => self.tree[0].load(Acquire),
+                Some(Wrong::NoSecondLookup | Wrong::CopyCarriesRoot) => Some(id),
+                Some(Wrong::SecondLookupByStart) => {
+                    Some(self.tree[area.start.load(Relaxed)].load(Acquire))
+                }
+                _ => self.first(pos, last).map(|(id, _)| id),
             };
-            if again != id {
+            if again != Some(id) {
                 continue;
             }
-            self.take(id);
+            pos = self.take(id, pos, last) + 1;
+            taken.push(id);
             let order = match self.wrong {
                 Some(Wrong::HintWithoutRelease) => Relaxed,
                 _ => Release,
             };
             self.hint.store(id, order);
-            return;
         }
+        taken
     }
 }
 
@@ -818,7 +842,7 @@ fn recycled(wrong: Option<Wrong>) {
             memory.map(0, 1);
         })
     };
-    memory.visit();
+    memory.visit(0);
     task.join().unwrap();
 }
 
@@ -843,7 +867,7 @@ fn copied(wrong: Option<Wrong>) {
             copy.anon.store(CHILD, Release);
         })
     };
-    memory.visit();
+    memory.visit(0);
     task.join().unwrap();
 }
 
@@ -851,7 +875,7 @@ fn copied(wrong: Option<Wrong>) {
 fn remembered(wrong: Option<Wrong>) {
     let memory = Memory::new(wrong);
     memory.areas[0].anon.store(PARENT, Release);
-    memory.visit();
+    memory.visit(0);
     let task = {
         let memory = memory.clone();
         thread::spawn(move || {
@@ -859,7 +883,7 @@ fn remembered(wrong: Option<Wrong>) {
             memory.map(0, 1);
         })
     };
-    memory.visit();
+    memory.visit(0);
     task.join().unwrap();
 }
 
@@ -873,10 +897,26 @@ fn shared(wrong: Option<Wrong>) {
         thread::spawn(move || run(&memory))
     };
     let task = spawn(|memory| memory.map(1, 0));
-    let walk = spawn(Memory::visit);
-    memory.visit();
+    let walk = spawn(|memory| drop(memory.visit(0)));
+    memory.visit(0);
     task.join().unwrap();
     walk.join().unwrap();
+}
+
+/// A large folio: the first VMA is unmapped, and its memory is a VMA behind the second.
+fn overtaken(wrong: Option<Wrong>) {
+    let memory = Memory::new(wrong);
+    memory.map(1, 1);
+    let task = {
+        let memory = memory.clone();
+        thread::spawn(move || {
+            memory.tree[0].store(NONE, Release);
+            memory.map(0, 2);
+        })
+    };
+    let taken = memory.visit(2);
+    task.join().unwrap();
+    assert!(taken.contains(&1), "a VMA is passed over");
 }
 
 /// Explores `scenario`. Returns the number of interleavings and, if one of them failed, how.
@@ -967,6 +1007,11 @@ mod holds {
     #[test]
     fn vma_memory_used_for_a_copy() {
         holds("copied", 5, copied);
+    }
+
+    #[test]
+    fn vma_memory_used_further_on() {
+        holds("overtaken", 4, overtaken);
     }
 
     #[test]
@@ -1072,6 +1117,11 @@ mod found {
     #[test]
     fn copies_carry_the_root() {
         found(Wrong::CopyCarriesRoot, STRANGER, copied);
+    }
+
+    #[test]
+    fn second_lookup_by_start() {
+        found(Wrong::SecondLookupByStart, "is passed over", overtaken);
     }
 
     #[test]
