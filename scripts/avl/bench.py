@@ -34,9 +34,9 @@ PARAMETER = {
     "fork_touch": "{} faulted VMAs", "fork_exec": "{} faulted VMAs", "exit": "{} faulted VMAs",
     "mmap_touch_munmap": "{} pages", "munmap_many": "{} VMAs, per VMA",
     "first_fault": "per VMA", "swap_out": "per page", "swap_in": "per page",
-    "reclaim": "{} children, per page", "rmap_walk": "{} children, per page",
-    "migrate": "{} children, per page", "rmap_walk_later": "{} children, per page",
-    "migrate_later": "{} children, per page",
+    "reclaim": "{} children, per page",
+    **{f"{name}{which}": "{} children, per page" for which in ("", "_apart", "_later")
+       for name in ("rmap_walk", "migrate")},
 }
 # Lazy on / unpatched, at most: the aims that the project was given.
 TARGETS = {

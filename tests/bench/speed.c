@@ -498,15 +498,15 @@ static void bench_reclaim(const char *name)
 		}
 }
 
-/* Moves pages to the other node, and says how long that took for each. */
-static double migrate(char *area, int pages, int node)
+/* Moves pages, @step bytes apart, to the other node, and says how long that took for each. */
+static double migrate(char *area, int pages, size_t step, int node)
 {
 	void *at[64];
 	int nodes[64], status[64];
 	double took;
 
 	for (int i = 0; i < pages; i++) {
-		at[i] = area + i * page;
+		at[i] = area + i * step;
 		nodes[i] = node;
 	}
 	took = now();
@@ -523,14 +523,14 @@ static double migrate(char *area, int pages, int node)
  * One walk of the reverse map for each page: page_idle clears the young bits of all
  * mappings. The write of a bit is in it.
  */
-static double walk(char *area, int pages, int idle)
+static double walk(char *area, int pages, size_t step, int idle)
 {
 	uint64_t pfns[64];
 	double took;
 
 	for (int i = 0; i < pages; i++) {
-		pfns[i] = entry_of(area + i * page) & ((1ULL << 55) - 1);
-		if (!pfns[i] || !(entry_of(area + i * page) >> 63))
+		pfns[i] = entry_of(area + i * step) & ((1ULL << 55) - 1);
+		if (!pfns[i] || !(entry_of(area + i * step) >> 63))
 			errx(1, "page %d is not there", i);
 	}
 	/* This brings the pages to the LRU lists, without which nothing is walked. */
@@ -554,21 +554,24 @@ static double walk(char *area, int pages, int idle)
 }
 
 /*
- * Migration and walks of pages that a process shares with children, and of those that it
- * has mapped later: nobody else has these, but for a walk they belong to the same family.
+ * Migration and walks of pages that a process shares with children: side by side in one VMA,
+ * each in a VMA of its own, and those that it has mapped later: nobody else has these, but
+ * for a walk they belong to the same family.
  */
 static void bench_family(const char *name)
 {
 	const int pages = 64, idle = open_file("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 
 	for (const long *nr = families; *nr >= 0; nr++) {
-		char *area, *later;
+		char *area, *apart, *later;
 		struct children c;
 
 		if (left_out(*nr))
 			continue;
 		area = map_pages(pages * page);
 		memset(area, 1, pages * page);
+		apart = map_separate(pages);
+		touch_separate(apart, pages);
 		children_start(&c, *nr, NULL, NULL);
 		/* A hole, lest the two merge. */
 		later = map_separate(pages + 1) + page;
@@ -576,10 +579,14 @@ static void bench_family(const char *name)
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == later, "mmap");
 		memset(later, 1, pages * page);
 		for (int i = 0; i < family_repetitions(*nr); i++) {
-			result("rmap_walk", *nr, i, walk(area, pages, idle));
-			result("migrate", *nr, i, migrate(area, pages, !(i & 1)));
-			result("rmap_walk_later", *nr, i, walk(later, pages, idle));
-			result("migrate_later", *nr, i, migrate(later, pages, !(i & 1)));
+			const int node = !(i & 1);
+
+			result("rmap_walk", *nr, i, walk(area, pages, page, idle));
+			result("migrate", *nr, i, migrate(area, pages, page, node));
+			result("rmap_walk_apart", *nr, i, walk(apart, pages, 2 * page, idle));
+			result("migrate_apart", *nr, i, migrate(apart, pages, 2 * page, node));
+			result("rmap_walk_later", *nr, i, walk(later, pages, page, idle));
+			result("migrate_later", *nr, i, migrate(later, pages, page, node));
 		}
 		children_end(&c);
 	}

@@ -981,6 +981,23 @@ TEST_F(rmap, migration_of_exclusive_and_shared_pages)
 	EXPECT_TRUE(filled(area, 4 * NR, 1, 1));
 }
 
+/* Takes a VMA away, or maps another one in its place. */
+static bool vacate(char *area, size_t size, bool unmap)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+
+	if (unmap)
+		return !munmap(area, size);
+	return mmap(area, size, PROT_NONE, flags, -1, 0) == area;
+}
+
+static bool occupy(char *area, size_t size, bool unmapped)
+{
+	if (unmapped)
+		return map_at(area, size);
+	return !mprotect(area, size, PROT_READ | PROT_WRITE);
+}
+
 /*
  * Walks first try the VMA that was found last. It is unmapped, or another one is
  * mapped in its place, and its memory, the next that this CPU hands out, becomes a
@@ -1011,17 +1028,10 @@ TEST_F(rmap, vma_found_last_is_gone)
 		/* There and back, which walks to this page and no other. */
 		EXPECT_EQ(move_to_node(0, area, 1, 1), 1);
 		EXPECT_EQ(move_to_node(0, area, 1, 0), 1);
-		if (round % 2)
-			ASSERT_EQ(munmap(area, self->page), 0);
-		else
-			ASSERT_EQ(mmap(area, self->page, PROT_NONE, MAP_PRIVATE |
-				       MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0), area);
+		ASSERT_TRUE(vacate(area, self->page, round % 2));
 		ASSERT_EQ(write(go[1], "", 1), 1);
 		ASSERT_TRUE(family_await(&self->f, 1));
-		if (round % 2)
-			ASSERT_NE(map_at(area, self->page), NULL);
-		else
-			ASSERT_EQ(mprotect(area, self->page, PROT_READ | PROT_WRITE), 0);
+		ASSERT_TRUE(occupy(area, self->page, round % 2));
 		fill(area, 1, 1, 3);
 		EXPECT_EQ(move_to_node(0, area, 1, 1), 1);
 		EXPECT_EQ(move_to_node(0, area, 1, 0), 1);
