@@ -255,8 +255,8 @@ TEST_F(inside, counters_follow)
 	EXPECT_GE(avl_counter("walk"), walks + NR);
 	EXPECT_GE(avl_counter("walk_visits"), visits + 2 * NR);
 	EXPECT_GE(avl_counter("walk_vma"), vmas + 2 * NR);
-	/* The pages lie side by side: the VMA of one is that of the next. */
-	EXPECT_GE(avl_counter("walk_hint"), hints + NR);
+	/* It goes by frames: some that follow each other are of one VMA. */
+	EXPECT_GT(avl_counter("walk_hint"), hints);
 	EXPECT_EQ(avl_counter("refused"), 0);
 	EXPECT_EQ(avl_counter("no_memory"), 0);
 
