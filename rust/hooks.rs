@@ -178,11 +178,7 @@ unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings
 ///
 /// To be called by the core only: the `mmap_lock` of `mm` is held for writing, and `mas` is the state
 /// of a tree of the caller's own, whose entries are VMAs of `mm`.
-unsafe extern "C" fn unmap(
-    mm: *mut bindings::mm_struct,
-    mas: *mut bindings::ma_state,
-    undo: bool,
-) {
+unsafe extern "C" fn unmap(mm: *mut bindings::mm_struct, mas: *mut bindings::ma_state, undo: bool) {
     // SAFETY: By the safety requirements: munmap has VMAs in `mm`, which keep it.
     let (mm, leaving) = unsafe { (Mm::from_raw(mm), Leaving::from_raw(mas)) };
     policy::unmap(mm, leaving, undo);

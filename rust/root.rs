@@ -578,9 +578,7 @@ impl<'a> Read<'a> {
     #[inline]
     pub(crate) unsafe fn remember(&self, area: &Area) {
         // INVARIANT: By the safety requirements; the lock is held.
-        self.0
-            .hint
-            .store(ptr::from_ref(area).cast_mut(), Release);
+        self.0.hint.store(ptr::from_ref(area).cast_mut(), Release);
     }
 
     /// Whether there is any VMA in the interval tree.

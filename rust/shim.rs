@@ -47,7 +47,9 @@ pub(crate) fn count(event: usize) {
     if event < EVENTS {
         // SAFETY: A counter of that per-CPU variable. The helper is one instruction on this CPU, or
         // one that cannot be interrupted by another task of it.
-        unsafe { bindings::this_cpu_inc_u64((&raw mut anon_vma_lazy_events).cast::<u64>().add(event)) };
+        unsafe {
+            bindings::this_cpu_inc_u64((&raw mut anon_vma_lazy_events).cast::<u64>().add(event))
+        };
     }
 }
 
