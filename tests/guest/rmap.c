@@ -981,6 +981,13 @@ TEST_F(rmap, migration_of_exclusive_and_shared_pages)
 	EXPECT_TRUE(filled(area, 4 * NR, 1, 1));
 }
 
+static bool told(int fd)
+{
+	char c;
+
+	return read(fd, &c, 1) == 1;
+}
+
 /* Takes a VMA away, or maps another one in its place. */
 static bool vacate(char *area, size_t size, bool unmap)
 {
@@ -1017,12 +1024,10 @@ TEST_F(rmap, vma_found_last_is_gone)
 	area += self->page;
 	for (int round = 0; round < 8; round++) {
 		int go[2];
-		char c;
 
 		ASSERT_EQ(munmap(area, self->page), 0);
 		ASSERT_EQ(pipe(go), 0);
-		KIN(&self->f, read(go[0], &c, 1) == 1 && map_at(area, self->page) &&
-			      fill(area, 1, 1, 2));
+		KIN(&self->f, told(go[0]) && map_at(area, self->page) && fill(area, 1, 1, 2));
 		ASSERT_NE(map_at(area, self->page), NULL);
 		fill(area, 1, 1, 1);
 		/* There and back, which walks to this page and no other. */
