@@ -36,7 +36,6 @@ use crate::{
     vma::{
         Exclusive,
         Leaving,
-        Mm,
         MmapLocked, //
     },
     walk::Walk,
@@ -171,17 +170,21 @@ unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings
     policy::unlink(unsafe { Exclusive::from_raw(vma) }).unwrap_or(ptr::null_mut())
 }
 
-/// `anon_vma_lazy_ops.unmap`: the VMAs in `mas` are about to leave the VMA tree of `mm`; with `undo`,
-/// they stay after all.
+/// `anon_vma_lazy_ops.unmap`: the `nr` VMAs in `mas`, of which `vma` is the first, are about to leave the
+/// VMA tree of their mm; with `undo`, they stay after all.
 ///
 /// # Safety
 ///
-/// To be called by the core only: the `mmap_lock` of `mm` is held for writing, and `mas` is the state
-/// of a tree of the caller's own, whose entries are VMAs of `mm`.
-unsafe extern "C" fn unmap(mm: *mut bindings::mm_struct, mas: *mut bindings::ma_state, undo: bool) {
-    // SAFETY: By the safety requirements: munmap has VMAs in `mm`, which keep it.
-    let (mm, leaving) = unsafe { (Mm::from_raw(mm), Leaving::from_raw(mas)) };
-    policy::unmap(mm, leaving, undo);
+/// To be called by the core only: the `mmap_lock` of the mm is held for writing, `vma` is one of its
+/// VMAs, and `mas` is the state of a tree of the caller's own, whose entries are `nr` of them.
+unsafe extern "C" fn unmap(
+    vma: *mut bindings::vm_area_struct,
+    nr: c_int,
+    mas: *mut bindings::ma_state,
+    undo: bool,
+) {
+    // SAFETY: By the safety requirements.
+    policy::unmap(unsafe { Leaving::from_raw(vma, nr, mas) }, undo);
 }
 
 /// `anon_vma_lazy_ops.detach`: the PTEs of the root's mm are gone, its VMA tree is about to go.

@@ -27,7 +27,6 @@ use crate::{
         Decoded,
         Exclusive,
         Leaving,
-        Mm,
         MmapLocked,
         Unfaulted,
         Vma, //
@@ -232,11 +231,11 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
     None
 }
 
-/// The VMAs of `leaving` are about to leave the VMA tree of `mm` (or, with `undo`, are not after all).
+/// The VMAs of `leaving` are about to leave the VMA tree of their mm (or, with `undo`, are not after all).
 ///
 /// The root's lock is taken once, and only if one of them has the root. May sleep.
-pub(crate) fn unmap(mm: &Mm, leaving: Leaving<'_>, undo: bool) {
-    let Some(root) = mm.root() else {
+pub(crate) fn unmap(leaving: Leaving<'_>, undo: bool) {
+    let Some(root) = leaving.mm().root() else {
         return;
     };
     let mut lock = None;

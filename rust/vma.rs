@@ -75,18 +75,6 @@ use kernel::{
 pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 
 impl Mm {
-    /// Makes the view.
-    ///
-    /// # Safety
-    ///
-    /// The type invariant must hold for all of `'a`.
-    #[inline]
-    pub(crate) unsafe fn from_raw<'a>(mm: *mut bindings::mm_struct) -> &'a Self {
-        // SAFETY: Valid, by the safety requirements; a transparent wrapper.
-        // INVARIANT: By the safety requirements.
-        unsafe { &*mm.cast() }
-    }
-
     /// The pointer.
     #[inline]
     pub(crate) fn as_ptr(&self) -> *mut bindings::mm_struct {
@@ -503,28 +491,43 @@ impl Deref for Exclusive<'_> {
 ///
 /// # Invariants
 ///
-/// The entries of the tree that `mas` goes through are VMAs of one mm, whose `mmap_lock` is held for
+/// `first` is the first of `left` VMAs, and of those that the tree of `mas` has; or `first` is [`None`],
+/// and the rest of them come next in that tree. They are of one mm, whose `mmap_lock` is held for
 /// writing for all of `'a`; nobody else uses `mas` or changes the tree.
 pub(crate) struct Leaving<'a> {
-    mas: NonNull<bindings::ma_state>,
-    _lock: PhantomData<&'a Mm>,
+    mm: &'a Mm,
+    first: Option<Exclusive<'a>>,
+    left: c_int,
+    mas: *mut bindings::ma_state,
 }
 
-impl Leaving<'_> {
-    /// Makes the view, which begins at the first of them.
+impl<'a> Leaving<'a> {
+    /// Makes the view.
     ///
     /// # Safety
     ///
-    /// `mas` is not NULL, and the type invariant must hold for all of `'a`.
-    pub(crate) unsafe fn from_raw(mas: *mut bindings::ma_state) -> Self {
-        // SAFETY: By the safety requirements the state is the caller's own.
-        unsafe { bindings::mas_set(mas, 0) };
+    /// There is one at least, `vma`, and the type invariant must hold for all of `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw(
+        vma: *mut bindings::vm_area_struct,
+        nr: c_int,
+        mas: *mut bindings::ma_state,
+    ) -> Self {
+        // SAFETY: By the safety requirements a VMA whose mm is locked for writing.
+        let first = unsafe { Exclusive::from_raw(vma) };
         // INVARIANT: By the safety requirements.
         Self {
-            // SAFETY: Not NULL, by the safety requirements.
-            mas: unsafe { NonNull::new_unchecked(mas) },
-            _lock: PhantomData,
+            mm: first.mm(),
+            first: Some(first),
+            left: nr,
+            mas,
         }
+    }
+
+    /// Their mm.
+    #[inline]
+    pub(crate) fn mm(&self) -> &'a Mm {
+        self.mm
     }
 }
 
@@ -533,8 +536,20 @@ impl<'a> Iterator for Leaving<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Exclusive<'a>> {
+        if self.left <= 0 {
+            return None;
+        }
+        self.left -= 1;
+        // Most often there is one, and the tree is not looked at.
+        if let Some(first) = self.first.take() {
+            if self.left > 0 {
+                // SAFETY: By the type invariant the state is the caller's own. The first has index 0.
+                unsafe { bindings::mas_set(self.mas, 1) };
+            }
+            return Some(first);
+        }
         // SAFETY: By the type invariant.
-        let vma = unsafe { bindings::mas_find(self.mas.as_ptr(), usize::MAX) };
+        let vma = unsafe { bindings::mas_find(self.mas, usize::MAX) };
         // SAFETY: By the type invariant a VMA whose mm is locked for writing; each is returned once.
         (!vma.is_null()).then(|| unsafe { Exclusive::from_raw(vma.cast()) })
     }
