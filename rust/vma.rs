@@ -623,8 +623,22 @@ impl<'a> Exclusive<'a> {
         (anon, chain)
     }
 
+    /// Whether it is Lazy, as most are that have a root.
+    #[inline]
+    fn is_lazy(&self) -> bool {
+        self.chain_next() == self.list_head() && self.root().is_some_and(|root| self.owns(root))
+    }
+
     /// What a copy of it is made of. [`None`] for a VMA that cannot be copied, which is reported.
+    #[inline]
     pub(crate) fn source(&self) -> Option<Source> {
+        if self.is_lazy() {
+            return State::Lazy.source();
+        }
+        self.source_by_facts()
+    }
+
+    fn source_by_facts(&self) -> Option<Source> {
         let (anon, chain) = self.facts();
         let source = state::decode(anon, chain).ok().and_then(State::source);
         if source.is_none() {
@@ -640,7 +654,21 @@ impl<'a> Exclusive<'a> {
     }
 
     /// Derives the state, for a transition.
+    #[inline]
     pub(crate) fn decode(self) -> Decoded<'a> {
+        // The two that fork, split and unmapping meet most.
+        if self.anon_vma().is_null() && self.chain_next() == self.list_head() {
+            // INVARIANT: That is what Unfaulted means, and by the type invariant of `self` it is stable.
+            return Decoded::Unfaulted(Vma::new(self.0));
+        }
+        if self.is_lazy() {
+            // INVARIANT: As above.
+            return Decoded::Lazy(Vma::new(self.0));
+        }
+        self.decode_by_facts()
+    }
+
+    fn decode_by_facts(self) -> Decoded<'a> {
         let area = self.0;
         // INVARIANT: The state is what was derived, and by the type invariant of `self` it is stable.
         let (anon, chain) = self.facts();

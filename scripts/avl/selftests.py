@@ -126,7 +126,8 @@ def build(toolchain, kernel, arch, tests):
                        "-D_GNU_SOURCE=", "-pthread", f"-I{out}", f"-I{kernel.source}",
                        f"-I{source}", f"-I{kernel.source}/tools/testing/selftests",
                        "-isystem", f"{kernel.build_dir}/usr/include",
-                       f"-I{kernel.source}/tools/include/uapi", "-isystem", f"{libs}/usr/include",
+                       "-isystem", f"{kernel.source}/tools/include/uapi",
+                       "-isystem", f"{libs}/usr/include",
                        *sources, "-o", target, f"-L{triple}", *LIBRARIES.get(program, []),
                        "-lrt", "-lm"],
                       log, f"compiling {program}", cwd=source)
