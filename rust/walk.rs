@@ -51,10 +51,12 @@ use kernel::{
 
 /// Where a visit is: what `anon_rmap_iter.stage` holds.
 mod stage {
-    pub(super) const VMA_TREE: u8 = 0;
-    pub(super) const INTERVAL_TREE: u8 = 1;
-    pub(super) const DETACHING: u8 = 2;
-    pub(super) const END: u8 = 3;
+    /// What `anon_rmap_iter()` leaves there: nothing was looked at yet.
+    pub(super) const NEW: u8 = 0;
+    pub(super) const VMA_TREE: u8 = 1;
+    pub(super) const INTERVAL_TREE: u8 = 2;
+    pub(super) const DETACHING: u8 = 3;
+    pub(super) const END: u8 = 4;
 }
 
 /// A walk that the core has begun.
@@ -87,7 +89,8 @@ impl Walk {
     ///
     /// Until the next call the lock of a root is held that keeps the VMA and its page tables.
     pub(crate) fn next(&mut self) -> Option<NonNull<bindings::vm_area_struct>> {
-        if self.is_new() {
+        if self.0.stage == stage::NEW {
+            self.0.stage = stage::VMA_TREE;
             stats::count(Event::Walk);
             self.trace_visit();
         }
@@ -108,13 +111,6 @@ impl Walk {
             }
             self.trace_visit();
         }
-    }
-
-    /// Whether nothing was looked at yet. The first visit leaves this place: it finds a VMA, whose
-    /// end is not 0, or goes on to the interval tree.
-    #[inline]
-    fn is_new(&self) -> bool {
-        self.0.stage == stage::VMA_TREE && self.0.pos == 0 && self.0.cur == self.0.start
     }
 
     #[inline]
