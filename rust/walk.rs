@@ -155,10 +155,13 @@ impl Walk {
             if let Some(area) = self.visit_vma_tree(&lock) {
                 return NonNull::new(area.as_ptr());
             }
+            // Most roots have neither.
             self.0.stage = if lock.has_links() {
                 stage::INTERVAL_TREE
-            } else {
+            } else if lock.first_detaching().is_some() {
                 stage::DETACHING
+            } else {
+                stage::END
             };
             self.0.avc = ptr::null_mut();
             self.0.pos = 0;
