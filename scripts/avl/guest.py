@@ -101,8 +101,7 @@ def initramfs(toolchain, arch, kernel, modules, programs, log, more=(), kind="")
             f"file /avl/kunit-suites {out}/kunit-suites 644 0 0"]
     for module in modules:
         rows.append(f"file /avl/{module.name} {module} 644 0 0")
-    for script in ("run-tests", "run-workload"):
-        rows.append(f"file /avl/{script} {TOP}/scripts/guest/{script} 755 0 0")
+    rows.append(f"file /avl/run-tests {TOP}/scripts/guest/run-tests 755 0 0")
     for test in sorted((TOP / "tests/guest").iterdir()):
         if test.suffix == ".c":
             rows.append(f"file /avl/tests/{test.stem} {programs}/{test.stem} 755 0 0")
