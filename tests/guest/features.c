@@ -822,7 +822,7 @@ TEST_F(features, damon_on_virtual_addresses)
 	/* It sees what the child touches. */
 	ASSERT_TRUE(damon_start("vaddr", pid, "stat", 1, INT32_MAX));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("nr_tried") > 0, 10));
+	EXPECT_TRUE(WAIT_FOR(damon_stat("nr_tried") > 0, 60));
 	EXPECT_SOUND();
 	*step = 1;
 	ASSERT_TRUE(family_await(&self->f, 1));
@@ -832,7 +832,7 @@ TEST_F(features, damon_on_virtual_addresses)
 	ASSERT_TRUE(damon_start("fvaddr", getpid(), "pageout", 0, 0));
 	ASSERT_TRUE(damon_region((uintptr_t)area, (uintptr_t)area + size));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(nr_swapped(area, size / self->page) > NR, 10));
+	EXPECT_TRUE(WAIT_FOR(nr_swapped(area, size / self->page) > NR, 60));
 	EXPECT_GT(damon_stat("sz_applied"), 0);
 	ASSERT_TRUE(damon_stop());
 	EXPECT_SOUND();
@@ -859,13 +859,13 @@ TEST_F(features, damon_on_physical_addresses)
 	ASSERT_TRUE(damon_start("paddr", 0, "stat", 1, INT32_MAX));
 	ASSERT_TRUE(damon_region(start, start + size));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("nr_tried") > 0, 10));
+	EXPECT_TRUE(WAIT_FOR(damon_stat("nr_tried") > 0, 60));
 	EXPECT_SOUND();
 	ASSERT_TRUE(damon_stop());
 	ASSERT_TRUE(damon_start("paddr", 0, "lru_prio", 1, INT32_MAX));
 	ASSERT_TRUE(damon_region(start, start + size));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("sz_applied") > 0, 10));
+	EXPECT_TRUE(WAIT_FOR(damon_stat("sz_applied") > 0, 60));
 	EXPECT_SOUND();
 	ASSERT_TRUE(damon_stop());
 	*step = 1;
@@ -873,8 +873,8 @@ TEST_F(features, damon_on_physical_addresses)
 	ASSERT_TRUE(damon_start("paddr", 0, "pageout", 0, 0));
 	ASSERT_TRUE(damon_region(start, start + size));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(nr_swapped(area, nr) > 0, 10));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("sz_applied") > 0, 2));
+	EXPECT_TRUE(WAIT_FOR(nr_swapped(area, nr) > 0, 60));
+	EXPECT_TRUE(WAIT_FOR(damon_stat("sz_applied") > 0, 60));
 	EXPECT_SOUND();
 	ASSERT_TRUE(damon_stop());
 	KIN(&self->f, filled(area, nr, 1, 1) && fill(area, nr, 20, 7));
