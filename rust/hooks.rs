@@ -312,7 +312,7 @@ unsafe extern "C" fn sysctl(
         return match Mode::parse(text) {
             Some(mode) if *pos == 0 => {
                 policy::MODE.set(mode);
-                *pos += *len as bindings::loff_t;
+                *pos = pos.saturating_add(*len as bindings::loff_t);
                 0
             }
             _ => {
@@ -330,7 +330,7 @@ unsafe extern "C" fn sysctl(
     // SAFETY: `rest` has at least `*len` bytes, and so has `buffer`, by the safety requirements of
     // this function: `*len` was only made smaller. The text is a static of this module.
     unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), buffer.cast::<u8>(), *len) };
-    *pos += *len as bindings::loff_t;
+    *pos = pos.saturating_add(*len as bindings::loff_t);
     0
 }
 
@@ -528,13 +528,13 @@ unsafe extern "C" fn anon_rmap_who(
     out: *mut Mapping,
     max: usize,
 ) -> c_long {
-    let mut at = 0;
+    let mut at = 0usize;
     let count = users_of(pid).and_then(|users| {
         who::who(&users, address, |mapping| {
             if at < max {
                 // SAFETY: By the safety requirements there is room for `max`.
                 unsafe { out.add(at).write(mapping) };
-                at += 1;
+                at = at.saturating_add(1);
             }
         })
     });

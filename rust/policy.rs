@@ -145,6 +145,17 @@ fn out_of_memory(e: Error) -> Error {
     e
 }
 
+/// Reports the copy of `src`, in its mm or by fork, that is not as the core has made it.
+#[cold]
+fn attached_already(src: &Exclusive<'_>) -> Error {
+    report_once!(
+        "the copy of a VMA is attached already: of {:x}-{:x}\n",
+        src.start(),
+        src.end()
+    );
+    ENOMEM
+}
+
 /// Attaches `dst`, the copy of `src` in the same mm, to the root that `src` has.
 ///
 /// `remap` says that the copy is made by mremap. May sleep.
@@ -153,14 +164,8 @@ fn out_of_memory(e: Error) -> Error {
 ///
 /// [`ENOMEM`]; `dst` stays Unfaulted.
 pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Result {
-    let (start, end) = (dst.start(), dst.end());
     let (Some(root), Decoded::Unfaulted(vma)) = (src.root(), dst.decode()) else {
-        report_once!(
-            "a copy of a VMA is attached already: {:x}-{:x}\n",
-            start,
-            end
-        );
-        return Err(ENOMEM);
+        return Err(attached_already(&src));
     };
     let source = src.source().ok_or(ENOMEM)?;
     let how = state::copy(source, vma.is_natural(), remap);
@@ -177,14 +182,8 @@ pub(crate) fn clone(dst: Exclusive<'_>, src: Exclusive<'_>, remap: bool) -> Resu
 /// [`ENOMEM`]; `child` stays Unfaulted.
 pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
     let mm = child.mm();
-    let (start, end) = (child.start(), child.end());
     let (Some(root), Decoded::Unfaulted(vma)) = (parent.root(), child.decode()) else {
-        report_once!(
-            "the child's copy of a VMA is attached already: {:x}-{:x}\n",
-            start,
-            end
-        );
-        return Err(ENOMEM);
+        return Err(attached_already(&parent));
     };
     let source = parent.source().ok_or(ENOMEM)?;
     stats::count(Event::Fork);
@@ -218,6 +217,18 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
 /// Returns a reference that the core has to drop.
 pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
     match vma.decode() {
+        Decoded::Lazy(vma) => {
+            vma.unlink();
+            None
+        }
+        other => unlink_other(other),
+    }
+}
+
+/// The same for a VMA that is not Lazy. Apart, as exit unlinks thousands that are.
+#[inline(never)]
+fn unlink_other(vma: Decoded<'_>) -> Option<*mut bindings::anon_vma> {
+    match vma {
         Decoded::Lazy(vma) => {
             vma.unlink();
         }

@@ -218,10 +218,12 @@ impl Root {
     ///
     /// No lock: a root that has lost its mm gets no other.
     pub(crate) fn orphans(&self) -> usize {
-        let mut count = 0;
+        let mut count = 0usize;
         let mut at = Some(self);
         while let Some(root) = at {
-            count += usize::from(root.mm.load(Relaxed).is_null());
+            if root.mm.load(Relaxed).is_null() {
+                count = count.saturating_add(1);
+            }
             at = root.up();
         }
         count

@@ -12,7 +12,8 @@
 use crate::{
     pure::state::State,
     root::Root,
-    vma::Area, //
+    vma::Area,
+    walk::Walk, //
 };
 #[cfg(CONFIG_TRACEPOINTS)]
 use kernel::bindings;
@@ -90,18 +91,18 @@ tracepoints! {
         to: u8 = to.code(),
     );
 
-    /// A walk that began at `start` is about to look into `root`.
-    fn lazy_walk_visit(start: &Root, root: &Root, first: usize, last: usize) => (
-        start: u32 = id(Some(start)),
-        root: u32 = id(Some(root)),
-        first: usize = first,
-        last: usize = last,
+    /// A walk that began at one root is about to look into another, or into that one.
+    fn lazy_walk_visit(walk: &Walk) => (
+        start: u32 = id(Some(walk.start())),
+        root: u32 = id(Some(walk.at())),
+        first: usize = walk.pages().0,
+        last: usize = walk.pages().1,
     );
 
     /// A walk is at its end, or stops because its caller has enough.
-    fn lazy_walk_end(start: &Root, root: &Root, early: bool) => (
-        start: u32 = id(Some(start)),
-        root: u32 = id(Some(root)),
+    fn lazy_walk_end(walk: &Walk, early: bool) => (
+        start: u32 = id(Some(walk.start())),
+        root: u32 = id(Some(walk.at())),
         early: bool = early,
     );
 }

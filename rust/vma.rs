@@ -654,7 +654,7 @@ impl<'a> Exclusive<'a> {
     }
 
     /// Derives the state, for a transition.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode(self) -> Decoded<'a> {
         // The two that fork, split and unmapping meet most.
         if self.anon_vma().is_null() && self.chain_next() == self.list_head() {
@@ -668,6 +668,7 @@ impl<'a> Exclusive<'a> {
         self.decode_by_facts()
     }
 
+    #[inline(never)]
     fn decode_by_facts(self) -> Decoded<'a> {
         let area = self.0;
         // INVARIANT: The state is what was derived, and by the type invariant of `self` it is stable.

@@ -92,7 +92,7 @@ impl Walk {
         if self.0.stage == stage::NEW {
             self.0.stage = stage::VMA_TREE;
             stats::count(Event::Walk);
-            self.trace_visit();
+            trace::lazy_walk_visit(self);
         }
         loop {
             if let Some(vma) = self.visit() {
@@ -106,30 +106,31 @@ impl Walk {
                 } else {
                     Event::WalkEnd
                 });
-                trace::lazy_walk_end(self.start(), self.at(), early);
+                trace::lazy_walk_end(self, early);
                 return None;
             }
-            self.trace_visit();
+            trace::lazy_walk_visit(self);
         }
-    }
-
-    #[inline]
-    fn trace_visit(&self) {
-        trace::lazy_walk_visit(self.start(), self.at(), self.0.first, self.0.last);
     }
 
     /// The root that the walk began with.
     #[inline]
-    fn start(&self) -> &Root {
+    pub(crate) fn start(&self) -> &Root {
         // SAFETY: By the type invariant a lazy root; its lock or a pin on a descendant keeps it.
         unsafe { Root::from_anon_vma(self.0.start) }
     }
 
     /// The root that the walk is at.
     #[inline]
-    fn at(&self) -> &Root {
+    pub(crate) fn at(&self) -> &Root {
         // SAFETY: By the type invariant a lazy root that is in use.
         unsafe { Root::from_anon_vma(self.0.cur) }
+    }
+
+    /// The first and the last page offset of the folio.
+    #[inline]
+    pub(crate) fn pages(&self) -> (usize, usize) {
+        (self.0.first, self.0.last)
     }
 
     #[inline]

@@ -69,11 +69,11 @@ pub(crate) fn who(
         room = needed.next_power_of_two();
     };
 
-    let mut count = 0;
+    let mut count = 0usize;
     for candidate in candidates {
         let locked = Locked::new(&candidate.users);
         if PageRef::at(&locked, candidate.address).is_some_and(|other| other.is(&page)) {
-            count += 1;
+            count = count.saturating_add(1);
             found(Mapping {
                 address: candidate.address as u64,
                 pid: shim::pid(locked.mm()).unwrap_or(0),
@@ -107,13 +107,13 @@ fn collect(
         .and_then(|root| root.ancestor(anon_vma))
         .ok_or(EOPNOTSUPP)?;
 
-    let mut needed = 0;
+    let mut needed = 0usize;
     let mut walk = OwnWalk::new(start, pgoff);
     while candidates.len() < candidates.capacity() {
         let Some(found) = walk.next() else {
             return Ok((page, needed));
         };
-        needed += 1;
+        needed = needed.saturating_add(1);
         // A VMA whose mm has no users any more is about to go.
         if let Some(users) = found.users {
             // There is room: the loop's condition.
@@ -125,7 +125,7 @@ fn collect(
         }
     }
     while walk.skip() {
-        needed += 1;
+        needed = needed.saturating_add(1);
     }
     Ok((page, needed))
 }

@@ -132,6 +132,29 @@ class Bench:
         self.initrd = guest.initramfs(toolchain, arch, self.kernel, modules, self.programs, log)
 
 
+def panics(text):
+    """The functions, but for those of KUnit cases, that can panic, in what llvm-objdump -dr says."""
+    function, found = "", []
+    for line in text.splitlines():
+        header = re.match(r"[0-9a-f]+ <(.*)>:$", line)
+        if header:
+            function = header.group(1)
+        elif "R_" in line and "panicking" in line and "::tests::" not in function:
+            found.append(function)
+    return sorted(set(found))
+
+
+def no_panics(toolchain, module):
+    """The module has no way to panic: no overflow or bounds check, no unwrap()."""
+    suffix = toolchain.llvm if toolchain.llvm.startswith("-") else ""
+    text = toolchain.output([f"llvm-objdump{suffix}", "-dr", "-C", "--no-show-raw-insn",
+                             module.file]) or ""
+    found = panics(text)
+    if "hooks::fork>" not in text:
+        found = ["llvm-objdump found no code"]
+    return Result("module/no-panics", "failed" if found else "passed", ", ".join(found))
+
+
 def guest_options(mode, variant, tests, limit):
     """What the kernel command line says to a guest of that kind: {test: cases}, seconds for one."""
     options = f"{tests_option(tests)} avl.limit={limit}"
@@ -232,6 +255,7 @@ def check(toolchain, arch):
     with Stage(f"kernel and module, {arch} {variant}"):
         bench = Bench(toolchain, arch, variant)
     if not common.setting("TESTS") and variant == "release":
+        results.append(no_panics(toolchain, bench.module))
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
     if tests:

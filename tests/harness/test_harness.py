@@ -495,6 +495,26 @@ class Races(unittest.TestCase):
             self.assertFalse(set(pattern.split(" / ")) & added)
 
 
+class Panics(unittest.TestCase):
+    """Code of the module that can panic is found; that of its KUnit cases may."""
+
+    CODE = """
+0000000000000a20 <{function}>:
+     a20:       callq   0xa25 <{function}+0x5>
+                0000000000000a21:  R_X86_64_PLT32       core::panicking::panic_bounds_check-0x4
+0000000000000b00 <lazy_main::hooks::clone>:
+     b00:       retq
+"""
+
+    def test_a_function_that_panics_is_named(self):
+        self.assertEqual(check.panics(self.CODE.format(function="lazy_main::hooks::fork")),
+                         ["lazy_main::hooks::fork"])
+
+    def test_a_unit_test_may(self):
+        self.assertEqual(check.panics(self.CODE.format(function="a::tests::kunit_rust_wrapper")),
+                         [])
+
+
 class Programs(unittest.TestCase):
     """What other programs say of themselves."""
 
