@@ -60,7 +60,7 @@ help:
 	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
 	@echo '  check-kcsan     - guest tests on a kernel that looks for data races'
 	@echo '  stressors       - stress-ng and trinity in a Debian userland, all lazy'
-	@echo '  check-unpatched - an unpatched kernel of the same configuration refuses the module'
+	@echo '  check-unpatched - an unpatched kernel refuses the module; the oracle holds there, and lazy off'
 	@echo '  check-selftests - the kernel'"'"'s mm selftests: unpatched, lazy off, lazy on, compared'
 	@echo '  patches-check   - each patch on top of the ones before: builds, passes the tests of its stage'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
@@ -102,7 +102,7 @@ help:
 	@echo '  TIMEOUT         seconds for a guest                               by test'
 	@echo '  JOBS            parallel jobs                                     all CPUs'
 	@echo '  V               1: commands of the kernel build in the logs       -'
-	@echo '  AVL_CACHE       toolchain, sources, kernels (12 GB)               ~/.cache/anon-vma-lazy'
+	@echo '  AVL_CACHE       toolchain, sources, kernels (15 GB)               ~/.cache/anon-vma-lazy'
 	@echo '  MIRROR          Debian mirror                                     of the host'"'"'s apt'
 
 # An unknown target gets one line, not make's two.

@@ -14,7 +14,7 @@
 
 /* How a VMA is found that maps the page. */
 #define ANON_RMAP_LAZY		1	/* in the VMA tree, at its natural address */
-#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: it was moved */
+#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: moved, or its fork too deep */
 #define ANON_RMAP_DETACHING	3	/* on the list of a munmap that is under way */
 
 struct anon_rmap_where {

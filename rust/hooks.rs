@@ -176,7 +176,8 @@ unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings
 /// # Safety
 ///
 /// To be called by the core only: the `mmap_lock` of the mm is held for writing, `vma` is one of its
-/// VMAs, and `mas` is the state of a tree of the caller's own, whose entries are `nr` of them.
+/// VMAs, and `mas` is the state of a tree of the caller's own, whose entries, from index 0 on, are
+/// `nr` of them, one at least.
 unsafe extern "C" fn unmap(
     vma: *mut bindings::vm_area_struct,
     nr: c_int,
@@ -214,9 +215,9 @@ unsafe extern "C" fn free(anon_vma: *mut bindings::anon_vma) {
 ///
 /// # Safety
 ///
-/// To be called by `anon_rmap_next()` only.
+/// To be called by `__anon_rmap_next()` only.
 unsafe extern "C" fn walk(it: *mut bindings::anon_rmap_iter) -> *mut bindings::vm_area_struct {
-    // SAFETY: `anon_rmap_next()` passes the iterators of lazy roots, which it alone uses.
+    // SAFETY: `__anon_rmap_next()` passes the iterators of lazy roots, which it alone uses.
     let walk = unsafe { Walk::from_raw(it) };
     walk.next().map_or(ptr::null_mut(), ptr::NonNull::as_ptr)
 }

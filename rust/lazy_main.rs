@@ -46,13 +46,15 @@
 //! | what | read under | written under |
 //! |---|---|---|
 //! | `mm->anon_vma_lazy` | nothing: set once | `mmap_lock` and `page_table_lock` |
-//! | `vma->anon_vma`, to Lazy | nothing: a walk validates it | `mmap_lock` and `page_table_lock` |
-//! | `vma->anon_vma`, to Linked or NULL | the root's rwsem, or `mmap_lock` | `mmap_lock` and the root's rwsem |
+//! | `vma->anon_vma`, to Lazy | nothing: a walk validates it | `mmap_lock` for writing, or that and `page_table_lock` |
+//! | `vma->anon_vma`, to Linked or NULL | the root's rwsem, or `mmap_lock` | `mmap_lock` and the root's rwsem, which a detached root does without |
 //! | range and offset of a VMA | the root's rwsem, or `mmap_lock` | both, for writing |
 //! | interval tree, detaching list, `Root.mm` | the root's rwsem | the root's rwsem, for writing |
+//! | `Root.hint` | the root's rwsem | walks, under it; cleared under it for writing |
 //! | list of children | its spinlock, a leaf | the same |
 //!
-//! Order: `mmap_lock`, folio lock, root, page table locks. A walk holds one root at a time; nothing is
+//! Order: `mmap_lock`, folio lock, root, page table locks. A walk holds one root at a time, and
+//! the first one beside it where a huge page is split; nothing is
 //! allocated under one. `Documentation/locking.rst` has the whole of it, and the argument that no
 //! mapping is missed.
 //!

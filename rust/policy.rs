@@ -229,6 +229,7 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
 #[inline(never)]
 fn unlink_other(vma: Decoded<'_>) -> Option<*mut bindings::anon_vma> {
     match vma {
+        // Not from `unlink()`, which sees to these itself.
         Decoded::Lazy(vma) => {
             vma.unlink();
         }

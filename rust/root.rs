@@ -65,13 +65,13 @@ use kernel::{
 /// - `head.up` is set before the root is published, and then constant. The root holds a reference to
 ///   it, and is in the list of its children, until [`free`].
 /// - `mm` is written under the rwsem in write mode: NULL once no walk may look into the mm.
-/// - `link` is protected by the lock of the parent's `children`, a leaf that is taken with at most
-///   one root's rwsem held, and never inside a page table lock.
+/// - `link` is protected by the lock of the parent's `children`, a leaf that is taken with the rwsem of
+///   the root held that a walk is at, and never inside a page table lock.
 /// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped, in
 ///   the order of their addresses: written under the rwsem in write mode, read in read mode. Its
 ///   members are valid until they are taken off.
 /// - `hint` is NULL or a Lazy VMA of the root, which a walk has found in the VMA tree. Walks set it with
-///   the rwsem held in read mode; whoever unlinks that VMA, marks it or detaches the mm clears it
+///   the rwsem held; whoever unlinks that VMA, marks it or detaches the mm clears it
 ///   before, in write mode.
 /// - An object with a reference count of zero has no children, no mm, no hint, no VMA in its interval
 ///   tree and none on its detaching list.
@@ -403,10 +403,12 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
     if in_use {
         // Whoever uses it has no reference. Rather lose the memory than hand it out again.
         report_once!(
-            "root {:08x} is freed while in use: links {}, detached {}, detaching {}\n",
+            "root {:08x} is freed while in use: links {}, detached {}, children {}, hint {}, detaching {}\n",
             root.id(),
             linked,
             root.is_detached(),
+            !root.children.lock().is_empty(),
+            !root.hint.load(Relaxed).is_null(),
             root.detaching.get().is_some()
         );
         hold_module();

@@ -352,7 +352,7 @@ impl Area {
     ///
     /// The VMA was found by a walk, and the lock is held that it was found under.
     pub(crate) unsafe fn users(&self) -> Option<ARef<MmWithUser>> {
-        // SAFETY: Whoever frees the mm has taken its VMAs from their root before, under that lock.
+        // SAFETY: Whoever frees the mm has detached its root, or unlinked the VMA, under that lock before.
         unsafe { kernel::mm::Mm::from_raw(self.mm_ptr()) }.mmget_not_zero()
     }
 
@@ -419,8 +419,10 @@ impl MmapLocked {
 
     /// The state, to be shown. [`None`] for a pair of facts that no transition leads to.
     pub(crate) fn state(&self) -> Option<State> {
+        // Looked at before, not after: a first fault may come in between.
+        let has_anon_vma = self.has_anon_vma();
         let Some(root) = self.root() else {
-            return Some(if self.has_anon_vma() {
+            return Some(if has_anon_vma {
                 State::Regular
             } else {
                 State::Unfaulted
@@ -491,7 +493,7 @@ impl Deref for Exclusive<'_> {
 ///
 /// # Invariants
 ///
-/// `first` is the first of `left` VMAs, and of those that the tree of `mas` has; or `first` is [`None`],
+/// `first` is the first of `left` VMAs, and of those that the tree of `mas` has, at the indexes from 0 on; or `first` is [`None`],
 /// and the rest of them come next in that tree. They are of one mm, whose `mmap_lock` is held for
 /// writing for all of `'a`; nobody else uses `mas` or changes the tree.
 pub(crate) struct Leaving<'a> {

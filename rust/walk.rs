@@ -3,8 +3,8 @@
 //! The walk: the VMAs that may map a folio of a lazy root.
 //!
 //! A *visit* of a root is one hold of its lock. It looks into the VMA tree of the mm, then into the
-//! root's interval tree, then at its detaching list. The order matters: a VMA that mremap moves
-//! is found where it was before it is found where it goes to.
+//! root's interval tree, then at its detaching list. mremap moves entries under that lock in write
+//! mode: all of the visit sees an entry where it was, or all of it where it is.
 //!
 //! A walk visits the root that it begins with, then the roots of the children, parents first, and
 //! holds one of their locks at a time. Fork puts a child on the list of its parent before it copies
@@ -77,7 +77,7 @@ impl Walk {
     /// # Safety
     ///
     /// `it` was made by `anon_rmap_iter()` for a lazy root whose lock is held, and has been used by
-    /// `anon_rmap_next()` alone since.
+    /// `__anon_rmap_next()` alone since.
     #[inline]
     pub(crate) unsafe fn from_raw<'a>(it: *mut bindings::anon_rmap_iter) -> &'a mut Self {
         // SAFETY: A transparent wrapper; the caller's iterator is its own.

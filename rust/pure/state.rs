@@ -123,8 +123,8 @@ pub(crate) enum Source {
 /// How the copy of a lazy VMA inside its mm is attached, by split, merge or mremap.
 ///
 /// `natural` is a fact about the copy, `remap` says that mremap makes it. Such a copy is always
-/// linked, also when it comes home to its natural place: a walk looks into the VMA tree first and
-/// then into the interval tree, and finds the source of a move before its target.
+/// linked, also when it comes home to its natural place: a copy that is Lazy would be found at an
+/// address at which its source, still in the VMA tree, may be found as well.
 pub(crate) fn copy(source: Source, natural: bool, remap: bool) -> Attach {
     if source == Source::Lazy && natural && !remap {
         Attach::Lazy

@@ -132,6 +132,10 @@ class Bench:
         self.initrd = guest.initramfs(toolchain, arch, self.kernel, modules, self.programs, log)
 
 
+# What code that may panic calls: core::panicking, and what unwrap() and slices have behind them.
+PANICS = re.compile(r"R_\w+.*(?:panicking|(?:unwrap|expect)_failed|slice_\w*_fail|len_mismatch_fail)")
+
+
 def panics(text):
     """The functions, but for those of KUnit cases, that can panic, in what llvm-objdump -dr says."""
     function, found = "", []
@@ -139,7 +143,7 @@ def panics(text):
         header = re.match(r"[0-9a-f]+ <(.*)>:$", line)
         if header:
             function = header.group(1)
-        elif "R_" in line and "panicking" in line and "::tests::" not in function:
+        elif PANICS.search(line) and "::tests::" not in function:
             found.append(function)
     return sorted(set(found))
 

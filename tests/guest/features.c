@@ -1897,6 +1897,77 @@ TEST_F(features, failure_of_a_ksm_page)
 	ASSERT_TRUE(put(KSM "run", "0"));
 }
 
+/* Whether this kernel has the patches of this project. */
+static bool has_series(void)
+{
+	FILE *symbols = fopen("/proc/kallsyms", "re");
+	char line[256];
+	bool found = false;
+
+	while (symbols && !found && fgets(line, sizeof(line), symbols))
+		found = strstr(line, " anon_vma_lazy_register\n");
+	if (symbols)
+		fclose(symbols);
+	return found;
+}
+
+/*
+ * KSM finds the pages that it has merged at the addresses where it merged them,
+ * and mremap parts those it moves from the others, in a VMA that is mergeable.
+ * MADV_UNMERGEABLE parts none that is in swap: back from there it must not be
+ * KSM's any more. Else mremap moves its migration entry to where no walk looks,
+ * and whoever meets it there waits for ever: that was seen in stress.
+ */
+TEST_F(features, ksm_pages_back_from_swap)
+{
+	const size_t nr = 4, size = nr * self->page;
+	char *a = map_at(room(nr), size), *b = map_at(room(nr), size), *away = room(nr);
+	struct iovec iov = { a, size };
+	double end;
+	pid_t mover;
+	int fds[2];
+
+	if (!has_series())
+		SKIP(return, "Linux without patch 15 maps KSM pages where none may be");
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	fill(a, nr, 1, 1);
+	fill(b, nr, 1, 1);
+	ASSERT_EQ(madvise(a, size, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(b, size, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_merge(a, b, nr));
+	/* Who has a reference keeps them in the swap cache. */
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), size);
+	ASSERT_TRUE(WAIT_FOR((reclaim_memory("64M"), nr_swapped(a, nr) == nr), 60));
+	ASSERT_EQ(madvise(a, size, MADV_UNMERGEABLE), 0);
+	ASSERT_TRUE(filled(a, nr, 1, 1));
+	/* What follows would leave a process behind that nobody can kill. */
+	ASSERT_TRUE(page_flags(a, nr, KPF(ANON), KPF(KSM)));
+	EXPECT_TRUE(filled(b, nr, 1, 1));
+	close(fds[0]);
+	close(fds[1]);
+	mover = fork();
+	ASSERT_GE(mover, 0);
+	for (int i = 0; !mover && getppid() != 1; i++) {
+		move_to_node(getppid(), a, nr, i & 1);
+		move_to_node(getppid(), away, nr, i & 1);
+	}
+	for (end = now() + 3; now() < end;) {
+		ASSERT_EQ(mremap(a, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
+		ASSERT_TRUE(filled(away, nr, 1, 1));
+		ASSERT_EQ(mremap(away, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, a), a);
+		ASSERT_TRUE(filled(a, nr, 1, 1));
+	}
+	kill(mover, SIGKILL);
+	waitpid(mover, NULL, 0);
+	EXPECT_SOUND();
+	ASSERT_EQ(munmap(a, size), 0);
+	ASSERT_EQ(munmap(b, size), 0);
+	ASSERT_TRUE(put(KSM "run", "2"));
+	ASSERT_TRUE(put(KSM "run", "0"));
+}
+
 TEST_F(features, hugetlb)
 {
 	const size_t size = 4 * MIB, nr = size / self->page;

@@ -501,18 +501,21 @@ class Panics(unittest.TestCase):
     CODE = """
 0000000000000a20 <{function}>:
      a20:       callq   0xa25 <{function}+0x5>
-                0000000000000a21:  R_X86_64_PLT32       core::panicking::panic_bounds_check-0x4
+                0000000000000a21:  R_X86_64_PLT32       core::{panic}-0x4
 0000000000000b00 <lazy_main::hooks::clone>:
      b00:       retq
 """
 
     def test_a_function_that_panics_is_named(self):
-        self.assertEqual(check.panics(self.CODE.format(function="lazy_main::hooks::fork")),
-                         ["lazy_main::hooks::fork"])
+        for panic in ("panicking::panic_bounds_check", "option::unwrap_failed",
+                      "result::unwrap_failed", "slice::index::slice_index_fail"):
+            code = self.CODE.format(function="lazy_main::hooks::fork", panic=panic)
+            self.assertEqual(check.panics(code), ["lazy_main::hooks::fork"], panic)
 
     def test_a_unit_test_may(self):
-        self.assertEqual(check.panics(self.CODE.format(function="a::tests::kunit_rust_wrapper")),
-                         [])
+        code = self.CODE.format(function="a::tests::kunit_rust_wrapper",
+                                panic="panicking::panic_bounds_check")
+        self.assertEqual(check.panics(code), [])
 
 
 class Programs(unittest.TestCase):
