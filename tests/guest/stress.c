@@ -353,7 +353,7 @@ static void show_processes(void)
 }
 
 /* Where everybody is, if nothing goes on for so many seconds. */
-#define PATIENCE 60
+#define PATIENCE 180
 
 static void *watch(void *arg)
 {
