@@ -429,6 +429,9 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
+	/* Pages are alike by chance: have KSM find them soon. */
+	avl_write("/sys/kernel/mm/ksm/pages_to_scan", "10000", 5);
+	avl_write("/sys/kernel/mm/ksm/sleep_millisecs", "1", 1);
 	for (int i = 0; i < FOUNDERS; i++) {
 		pid_t pid;
 
