@@ -792,6 +792,28 @@ static bool damon_stop(void)
 	return put(DAMON "0/state", "off") && put(DAMON "nr_kdamonds", "0");
 }
 
+/*
+ * Have a scheme for the physical addresses of a huge page come to something, and
+ * leave it on. DAMON knows such a page by its first address, which has to be the
+ * one that it samples in a region: where that does not happen it begins anew, and
+ * where the page is by then.
+ */
+static bool damon_physical(char *area, size_t size, const char *action, const char *stat)
+{
+	for (int i = 0; i < 6; i++) {
+		unsigned long start = pfn_of(area) * sysconf(_SC_PAGESIZE);
+
+		if (!start || !damon_start("paddr", 0, action, 1, INT32_MAX) ||
+		    !damon_region(start, start + size) || !put(DAMON "0/state", "on"))
+			return false;
+		if (WAIT_FOR(damon_stat(stat) > 0, 10))
+			return true;
+		if (!damon_stop())
+			return false;
+	}
+	return false;
+}
+
 /* Touch pages until the family has come so far; what the TLB knows is not seen again. */
 static bool touch_until(char *area, size_t size, int end)
 {
@@ -850,26 +872,20 @@ TEST_F(features, damon_on_physical_addresses)
 	ASSERT_EQ(madvise(area, size, MADV_HUGEPAGE), 0);
 	fill(area, nr, 1, 1);
 	ASSERT_EQ(nr_scanned(area, nr, PAGE_IS_HUGE, 0), nr);
-	start = pfn_of(area) * self->page;
-	ASSERT_NE(start, 0);
 	/* Who touches them is not whom they are from. */
 	KIN(&self->f, KIN(&self->f, report(&self->f) && touch_until(area, size, 1)) > 0);
 	KIN(&self->f, filled(area, nr, 1, 1));
 	ASSERT_TRUE(family_await(&self->f, 3));
-	ASSERT_TRUE(damon_start("paddr", 0, "stat", 1, INT32_MAX));
-	ASSERT_TRUE(damon_region(start, start + size));
-	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("nr_tried") > 0, 60));
+	ASSERT_TRUE(damon_physical(area, size, "stat", "nr_tried"));
 	EXPECT_SOUND();
 	ASSERT_TRUE(damon_stop());
-	ASSERT_TRUE(damon_start("paddr", 0, "lru_prio", 1, INT32_MAX));
-	ASSERT_TRUE(damon_region(start, start + size));
-	ASSERT_TRUE(put(DAMON "0/state", "on"));
-	EXPECT_TRUE(WAIT_FOR(damon_stat("sz_applied") > 0, 60));
+	ASSERT_TRUE(damon_physical(area, size, "lru_prio", "sz_applied"));
 	EXPECT_SOUND();
 	ASSERT_TRUE(damon_stop());
 	*step = 1;
 	ASSERT_TRUE(family_await(&self->f, 1));
+	start = pfn_of(area) * self->page;
+	ASSERT_NE(start, 0);
 	ASSERT_TRUE(damon_start("paddr", 0, "pageout", 0, 0));
 	ASSERT_TRUE(damon_region(start, start + size));
 	ASSERT_TRUE(put(DAMON "0/state", "on"));
