@@ -792,39 +792,36 @@ static bool damon_stop(void)
 	return put(DAMON "0/state", "off") && put(DAMON "nr_kdamonds", "0");
 }
 
-/*
- * Have a scheme for the physical addresses of a huge page come to something, and
- * leave it on. DAMON knows such a page by its first address, which has to be the
- * one that it samples in a region: where that does not happen it begins anew, and
- * where the page is by then.
- */
+/* Have a scheme for the physical addresses of a huge page come to something, and leave it on. */
 static bool damon_physical(char *area, size_t size, const char *action, const char *stat)
 {
-	for (int i = 0; i < 6; i++) {
-		unsigned long start = pfn_of(area) * sysconf(_SC_PAGESIZE);
+	const unsigned long start = pfn_of(area) * sysconf(_SC_PAGESIZE);
 
-		if (!start || !damon_start("paddr", 0, action, 1, INT32_MAX) ||
-		    !damon_region(start, start + size) || !put(DAMON "0/state", "on"))
-			return false;
-		if (WAIT_FOR(damon_stat(stat) > 0, 10))
-			return true;
-		if (!damon_stop())
-			return false;
-	}
-	return false;
+	return start && damon_start("paddr", 0, action, 1, INT32_MAX) &&
+		damon_region(start, start + size) && put(DAMON "0/state", "on") &&
+		WAIT_FOR(damon_stat(stat) > 0, 60);
 }
 
-/* Touch pages until the family has come so far; what the TLB knows is not seen again. */
+/*
+ * Touch pages until the family has come so far. What a TLB knows is not seen again,
+ * and mprotect() of what is shared, and so read-only anyway, flushes nothing: go to
+ * another CPU each time.
+ */
 static bool touch_until(char *area, size_t size, int end)
 {
 	const size_t page = sysconf(_SC_PAGESIZE);
+	const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	volatile char sum;
 
-	while (*step < end) {
+	for (long n = 0; *step < end; n++) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET(n % cpus, &set);
+		if (sched_setaffinity(0, sizeof(set), &set))
+			return false;
 		for (size_t i = 0; i < size; i += page)
 			sum = area[i];
-		if (mprotect(area, size, PROT_READ) || mprotect(area, size, PROT_READ | PROT_WRITE))
-			return false;
 	}
 	(void)sum;
 	return true;
