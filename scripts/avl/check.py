@@ -133,11 +133,12 @@ class Bench:
 
 
 # What code that may panic calls: core::panicking, and what unwrap() and slices have behind them.
-PANICS = re.compile(r"R_\w+.*(?:panicking|(?:unwrap|expect)_failed|slice_\w*_fail|len_mismatch_fail)")
+PANICS = re.compile(r"R_\w+.*(?:panicking|(?:unwrap|expect)_failed|slice_\w*_fail|"
+                    r"len_mismatch_fail)")
 
 
 def panics(text):
-    """The functions, but for those of KUnit cases, that can panic, in what llvm-objdump -dr says."""
+    """The functions that can panic, but for KUnit cases, in what llvm-objdump -dr prints."""
     function, found = "", []
     for line in text.splitlines():
         header = re.match(r"[0-9a-f]+ <(.*)>:$", line)
