@@ -123,8 +123,8 @@ pub(crate) enum Source {
 /// How the copy of a lazy VMA inside its mm is attached, by split, merge or mremap.
 ///
 /// `natural` is a fact about the copy, `remap` says that mremap makes it. Such a copy is always
-/// linked, also when it comes home to its natural place: a copy that is Lazy would be found at an
-/// address at which its source, still in the VMA tree, may be found as well.
+/// linked. It would be without that: a Lazy VMA is not natural where it is moved to, and what comes home
+/// is Linked. The rule keeps this from resting on how mremap works.
 pub(crate) fn copy(source: Source, natural: bool, remap: bool) -> Attach {
     if source == Source::Lazy && natural && !remap {
         Attach::Lazy
