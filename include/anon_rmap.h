@@ -14,12 +14,12 @@
 
 /* How a VMA is found that maps the page. */
 #define ANON_RMAP_LAZY		1	/* in the VMA tree, at its natural address */
-#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: moved, or its fork too deep */
+#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: moved, exec's stack, fork too deep */
 #define ANON_RMAP_DETACHING	3	/* on the list of a munmap that is under way */
 
 struct anon_rmap_where {
 	u64 address;	/* where the page is mapped */
-	s32 pid;	/* of a process that has the mm, in the caller's namespace; 0: ends */
+	s32 pid;	/* of a process that has the mm, in the caller's namespace, or 0 */
 	u32 how;	/* ANON_RMAP_* */
 };
 

@@ -76,11 +76,8 @@ pub(crate) fn show_mm(out: &SeqFile, user: &MmWithUser) {
     }
 
     if let Some(lock) = locked.mm().root().map(Root::read) {
-        let mut at = lock.first_detaching();
-        while let Some(area) = at {
+        for area in lock.detaching() {
             show_vma(out, area, Some(State::Detaching), None);
-            // SAFETY: Just found on the list, under this hold of the lock.
-            at = unsafe { lock.next_detaching(area) };
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::{
     },
     root::{
         self,
+        Given,
         Root, //
     },
     stats,
@@ -167,7 +168,7 @@ unsafe extern "C" fn fork(
 /// VMA has left the tree.
 unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings::anon_vma {
     // SAFETY: By the safety requirements.
-    policy::unlink(unsafe { Exclusive::from_raw(vma) }).unwrap_or(ptr::null_mut())
+    policy::unlink(unsafe { Exclusive::from_raw(vma) }).map_or(ptr::null_mut(), Given::into_raw)
 }
 
 /// `anon_vma_lazy_ops.unmap`: the `nr` VMAs in `mas`, of which `vma` is the first, are about to leave the
@@ -192,7 +193,8 @@ unsafe extern "C" fn unmap(
 ///
 /// # Safety
 ///
-/// To be called by the core only: `anon_vma` is a lazy root that is in use.
+/// To be called by the core only: `anon_vma` is a lazy root that is in use, and the `mmap_lock` of its
+/// mm is held for writing.
 unsafe extern "C" fn detach(anon_vma: *mut bindings::anon_vma) {
     // SAFETY: By the safety requirements.
     let root = unsafe { Root::from_anon_vma(anon_vma) };
@@ -215,9 +217,10 @@ unsafe extern "C" fn free(anon_vma: *mut bindings::anon_vma) {
 ///
 /// # Safety
 ///
-/// To be called by `__anon_rmap_next()` only.
+/// To be called by `__anon_rmap_next()` only: `it` was made by `anon_rmap_iter()` for a lazy root whose
+/// lock is held, and nobody else has changed it since.
 unsafe extern "C" fn walk(it: *mut bindings::anon_rmap_iter) -> *mut bindings::vm_area_struct {
-    // SAFETY: `__anon_rmap_next()` passes the iterators of lazy roots, which it alone uses.
+    // SAFETY: By the safety requirements.
     let walk = unsafe { Walk::from_raw(it) };
     walk.next().map_or(ptr::null_mut(), ptr::NonNull::as_ptr)
 }
@@ -497,7 +500,8 @@ unsafe extern "C" fn mm_show(seq: *mut bindings::seq_file, _: *mut c_void) -> c_
 /// [`ESRCH`]: there is no such process (in the namespace of the current one), or it has no mm: a
 /// kernel thread, or one that exits.
 fn users_of(pid: bindings::pid_t) -> Result<ARef<MmWithUser>> {
-    // SAFETY: Any number will do. Each reference is dropped once, after its use: NULL is allowed for.
+    // SAFETY: Any number will do. `get_pid_task()` and `put_pid()` take NULL, the task is looked at.
+    // Each reference is dropped once, after its use.
     let mm = unsafe {
         let pid = bindings::find_get_pid(pid);
         let task = bindings::get_pid_task(pid, bindings::pid_type_PIDTYPE_PID);
@@ -520,13 +524,13 @@ fn users_of(pid: bindings::pid_t) -> Result<ARef<MmWithUser>> {
 ///
 /// # Safety
 ///
-/// `out` has room for `max` mappings, which are those of the caller. Process context, no lock of an
-/// mm or of a root is held.
+/// `where_` has room for `max` mappings, which nobody else looks at meanwhile; any pointer will do if
+/// `max` is 0. Process context, no lock of an mm or of a root is held.
 #[no_mangle]
 unsafe extern "C" fn anon_rmap_who(
     pid: bindings::pid_t,
     address: c_ulong,
-    out: *mut Mapping,
+    where_: *mut Mapping,
     max: usize,
 ) -> c_long {
     let mut at = 0usize;
@@ -534,7 +538,7 @@ unsafe extern "C" fn anon_rmap_who(
         who::who(&users, address, |mapping| {
             if at < max {
                 // SAFETY: By the safety requirements there is room for `max`.
-                unsafe { out.add(at).write(mapping) };
+                unsafe { where_.add(at).write(mapping) };
                 at = at.saturating_add(1);
             }
         })

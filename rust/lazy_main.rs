@@ -45,9 +45,10 @@
 //!
 //! | what | read under | written under |
 //! |---|---|---|
-//! | `mm->anon_vma_lazy` | nothing: set once | `mmap_lock` and `page_table_lock` |
-//! | `vma->anon_vma`, to Lazy | nothing: a walk validates it | `mmap_lock` for writing, or that and `page_table_lock` |
-//! | `vma->anon_vma`, to Linked or NULL | the root's rwsem, or `mmap_lock` | `mmap_lock` and the root's rwsem, which a detached root does without |
+//! | `mm->anon_vma_lazy` | nothing: set once | `mmap_lock` and `page_table_lock`; cleared by `exit_mmap()` |
+//! | `vma->anon_vma`, to Lazy | nothing: a walk validates it | a copy: `mmap_lock` for writing; a fault: `mmap_lock` and `page_table_lock` |
+//! | `vma->anon_vma`, to Linked | the root's rwsem, or `mmap_lock` | `mmap_lock` and the root's rwsem for writing; a fault `page_table_lock`, too |
+//! | `vma->anon_vma`, to NULL | the root's rwsem, or `mmap_lock` | `mmap_lock` for writing, or the VMA is out of the tree; and the root's rwsem for writing, except for a Lazy VMA of a detached root |
 //! | range and offset of a VMA | the root's rwsem, or `mmap_lock` | both, for writing |
 //! | interval tree, detaching list, `Root.mm` | the root's rwsem | the root's rwsem, for writing |
 //! | `Root.hint` | the root's rwsem | walks, under it; cleared under it for writing |
@@ -124,7 +125,8 @@ struct AnonVmaLazy {
 
 impl InPlaceModule for AnonVmaLazy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        shim::init();
+        // SAFETY: This is where the module begins.
+        unsafe { shim::init() };
         policy::MODE.set(Mode::from(module_parameters::enabled.value()));
         try_pin_init!(Self {
             // SAFETY: Kept in the module's value, which is dropped before its memory is freed; the

@@ -17,6 +17,7 @@ use crate::{
     },
     report::report_once,
     root::{
+        Given,
         Root,
         RootRef,
         Write, //
@@ -32,14 +33,11 @@ use crate::{
         Vma, //
     },
 };
+use kernel::prelude::*;
 #[cfg(CONFIG_KUNIT)]
 use kernel::time::{
     delay::fsleep,
     Delta, //
-};
-use kernel::{
-    bindings,
-    prelude::*, //
 };
 
 /// The mode that `vm.anon_vma_lazy` shows and sets.
@@ -215,7 +213,7 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
 /// Takes `vma` from its root. May sleep.
 ///
 /// Returns a reference that the core has to drop.
-pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
+pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<Given> {
     match vma.decode() {
         Decoded::Lazy(vma) => {
             vma.unlink();
@@ -227,7 +225,7 @@ pub(crate) fn unlink(vma: Exclusive<'_>) -> Option<*mut bindings::anon_vma> {
 
 /// The same for a VMA that is not Lazy. Apart, as exit unlinks thousands that are.
 #[inline(never)]
-fn unlink_other(vma: Decoded<'_>) -> Option<*mut bindings::anon_vma> {
+fn unlink_other(vma: Decoded<'_>) -> Option<Given> {
     match vma {
         // Not from `unlink()`, which sees to these itself.
         Decoded::Lazy(vma) => {

@@ -64,7 +64,8 @@ use kernel::{
 ///   rwsem is initialized, from the constructor on, in free objects too.
 /// - `head.up` is set before the root is published, and then constant. The root holds a reference to
 ///   it, and is in the list of its children, until [`free`].
-/// - `mm` is written under the rwsem in write mode: NULL once no walk may look into the mm.
+/// - `mm` is written under the rwsem in write mode: NULL once no walk may look into the mm. Until then
+///   it is an mm that has this root, whose VMA tree is in RCU mode, and which does not go.
 /// - `link` is protected by the lock of the parent's `children`, a leaf that is taken with the rwsem of
 ///   the root held that a walk is at, and never inside a page table lock.
 /// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped, in
@@ -73,8 +74,8 @@ use kernel::{
 /// - `hint` is NULL or a Lazy VMA of the root, which a walk has found in the VMA tree. Walks set it with
 ///   the rwsem held; whoever unlinks that VMA, marks it or detaches the mm clears it
 ///   before, in write mode.
-/// - An object with a reference count of zero has no children, no mm, no hint, no VMA in its interval
-///   tree and none on its detaching list.
+/// - An object that is free (its count is zero, and it is not inside [`RootRef::new`]) has no children,
+///   no mm, no hint, no VMA in its interval tree and none on its detaching list.
 #[repr(C)]
 #[pin_data]
 pub(crate) struct Root {
@@ -250,7 +251,7 @@ impl Root {
     /// Takes a reference; `self` is in use. Any context.
     pub(crate) fn get(&self) -> RootRef {
         self.refcount().fetch_add(1, Relaxed);
-        // INVARIANT: Just taken.
+        // INVARIANT: Just taken; `self` holds the module.
         RootRef(NonNull::from(self))
     }
 
@@ -307,7 +308,8 @@ impl Root {
 ///
 /// # Invariants
 ///
-/// The root is in use until the reference is dropped.
+/// The value owns one reference: the root is in use until that is dropped. Until then something else
+/// holds the module, too: another root, the core's SRCU read-side section, or the caller.
 pub(crate) struct RootRef(NonNull<Root>);
 
 impl Deref for RootRef {
@@ -322,8 +324,8 @@ impl Deref for RootRef {
 
 impl Drop for RootRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. What keeps the module meanwhile is another root, or the
-        // core's SRCU read-side section: where that is not so, the reference is given to the core.
+        // SAFETY: By both halves of the type invariant. Where the second may not hold, the reference
+        // is given to the core: see `Given`.
         unsafe { Root::unpin(self.0) };
     }
 }
@@ -351,7 +353,8 @@ impl RootRef {
         // SAFETY: The constructor has initialized the object, and nobody else has it yet: lockless
         // lookups fail while its count is zero.
         let this = unsafe { root.as_ref() };
-        // INVARIANT: Not published yet.
+        // INVARIANT: The count is zero and the root in no list: this is the only function that has it,
+        // and the mm that it gets it lets go by `Write::detach()` only.
         this.mm.store(mm.as_ptr(), Relaxed);
         // SAFETY: As above: nobody reads the pointer yet.
         unsafe { (*this.head.get()).up = ptr::null_mut() };
@@ -371,13 +374,43 @@ impl RootRef {
             trace::lazy_root_link(this);
         }
         stats::count(Event::RootNew);
-        // INVARIANT: The count is one.
+        // INVARIANT: The count is one. `up` holds the module, or else the caller is in the core's SRCU
+        // read-side section.
         Ok(Self(root))
     }
 
     /// Gives the reference away, as a pointer to the `anon_vma`.
     pub(crate) fn into_raw(self) -> *mut bindings::anon_vma {
         core::mem::ManuallyDrop::new(self).as_anon_vma()
+    }
+}
+
+/// A reference that is given to the core, which drops it: it may be the last one, and the last thing
+/// that holds the module.
+///
+/// # Invariants
+///
+/// The value stands for one reference to the root.
+#[must_use = "the core has to drop the reference"]
+pub(crate) struct Given(NonNull<Root>);
+
+impl Given {
+    /// Gives a reference away.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns a reference to `root`, and does not use it any more.
+    #[inline]
+    pub(crate) unsafe fn new(root: &Root) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(NonNull::from(root))
+    }
+
+    /// The `anon_vma`, for the core.
+    #[inline]
+    pub(crate) fn into_raw(self) -> *mut bindings::anon_vma {
+        // SAFETY: In use, by the type invariant.
+        unsafe { self.0.as_ref() }.as_anon_vma()
     }
 }
 
@@ -420,8 +453,10 @@ pub(crate) unsafe fn free(anon_vma: *mut bindings::anon_vma) {
     unsafe { bindings::kmem_cache_free(CACHE.load(Relaxed), anon_vma.cast()) };
 }
 
-/// Keeps the module for good: something is left of which nobody knows who uses it.
+/// Keeps the module for good: something is left of which nobody knows who uses it. The caller has
+/// reported what.
 pub(crate) fn hold_module() {
+    pr_err!("the module stays for good: see the report above; reboot to be rid of it\n");
     // SAFETY: `OWNER` is this module, whose text runs. If it is going already, nothing helps.
     let _ = unsafe { bindings::try_module_get(crate::hooks::OWNER) };
 }
@@ -442,7 +477,8 @@ impl<'a> Write<'a> {
 
     /// From here on no walk looks into the mm.
     pub(crate) fn detach(&self) {
-        // INVARIANT: The lock is held in write mode. Without an mm VMAs are unlinked without the lock.
+        // INVARIANT: The lock is held in write mode: no visit is in the mm. The hint goes first, as Lazy
+        // VMAs of a detached root are unlinked without the lock, and do not clear it.
         self.0.hint.store(ptr::null_mut(), Relaxed);
         self.0.mm.store(ptr::null_mut(), Release);
         stats::count(Event::RootDetach);
@@ -465,9 +501,10 @@ impl<'a> Write<'a> {
     /// # Safety
     ///
     /// The VMA has this root, its list head is empty and changed by nobody else, and it stays valid
-    /// until it is taken off.
+    /// until it is taken off. It lies behind all that are on the list.
     pub(crate) unsafe fn push_detaching(&self, area: &Area) {
         // The end of the list, and the mark of its members, is the root itself.
+        // INVARIANT: By the safety requirements the list stays in order, and its members valid.
         // SAFETY: By the safety requirements.
         unsafe { area.set_chain(self.0.mark(), self.0.mark()) };
         match self.0.last_detaching.get() {
@@ -501,7 +538,7 @@ impl<'a> Write<'a> {
                     self.0.last_detaching.set(prev);
                 }
                 // SAFETY: By the safety requirements.
-                unsafe { area.set_chain(area.list_head(), area.list_head()) };
+                unsafe { area.clear_chain() };
                 return;
             }
             prev = at;
@@ -515,7 +552,7 @@ impl<'a> Write<'a> {
         );
         hold_module();
         // SAFETY: By the safety requirements.
-        unsafe { area.set_chain(area.list_head(), area.list_head()) };
+        unsafe { area.clear_chain() };
     }
 }
 
@@ -597,6 +634,14 @@ impl<'a> Read<'a> {
     pub(crate) fn first_detaching(&self) -> Option<&Area> {
         // SAFETY: By the type invariants of `Root` members are valid, and the lock keeps them there.
         self.0.detaching.get().map(|area| unsafe { area.as_ref() })
+    }
+
+    /// The VMAs on the detaching list, by address.
+    pub(crate) fn detaching(&self) -> impl Iterator<Item = &Area> {
+        core::iter::successors(self.first_detaching(), |area| {
+            // SAFETY: Found on the list under this hold of the lock.
+            unsafe { self.next_detaching(area) }
+        })
     }
 
     /// Whether VMAs on the detaching list, which are in the order of their addresses, may cover one of

@@ -59,9 +59,13 @@ pub(crate) fn sum(event: usize) -> u64 {
     unsafe { anon_vma_lazy_sum(event as c_uint) }
 }
 
-/// Prepares the others. Once, before the module does anything else. Process context.
-pub(crate) fn init() {
-    // SAFETY: Nothing else of the module runs yet that would read the key.
+/// Prepares the others. Process context.
+///
+/// # Safety
+///
+/// To be called once, before anything else of the module runs.
+pub(crate) unsafe fn init() {
+    // SAFETY: By the safety requirements nothing reads the key yet.
     unsafe { anon_vma_lazy_shim_init() };
 }
 

@@ -26,6 +26,7 @@ use crate::{
     report::report_once,
     root::{
         hold_module,
+        Given,
         Root,
         RootRef,
         Write, //
@@ -70,7 +71,9 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The `mm_struct` and its VMA tree are valid. If a root has the mm, the tree is in RCU mode.
+/// The `mm_struct` and its VMA tree are valid. Whoever makes lookups in the tree holds `mmap_lock`, so
+/// that it does not change, or has the mm from a locked root that is not detached, and then it is in
+/// RCU mode. `anon_vma_lazy` is NULL, or a root that is in use.
 #[repr(transparent)]
 pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 
@@ -92,7 +95,7 @@ impl Mm {
     #[inline]
     pub(crate) fn root(&self) -> Option<&Root> {
         let anon_vma = self.lazy().load(Acquire);
-        // SAFETY: The mm holds a reference to its root while it has VMAs.
+        // SAFETY: By the type invariant it is in use.
         (!anon_vma.is_null()).then(|| unsafe { Root::from_anon_vma(anon_vma) })
     }
 
@@ -143,7 +146,7 @@ impl Mm {
             return self.at(start, rcu).map(|area| (area, last.wrapping_add(1)));
         }
         let mut index = start;
-        // SAFETY: By the type invariant; a lookup is made for a root that has the mm.
+        // SAFETY: By the type invariant the tree is valid, and either locked or in RCU mode.
         let entry = unsafe { bindings::mt_find(self.tree(), &raw mut index, last) };
         // SAFETY: Entries of the tree are VMAs, whose memory stays that of a VMA for as long as the
         // RCU read lock is held.
@@ -153,7 +156,7 @@ impl Mm {
     /// The VMA in the tree that covers `address`.
     #[inline]
     pub(crate) fn at<'r>(&self, address: usize, _rcu: &'r rcu::Guard) -> Option<&'r Area> {
-        // SAFETY: By the type invariant; a lookup is made for a root that has the mm.
+        // SAFETY: As in `lookup()`.
         let entry = unsafe { bindings::mtree_load(self.tree(), address) };
         // SAFETY: As in `lookup()`.
         unsafe { entry.cast::<Area>().as_ref() }
@@ -284,7 +287,8 @@ impl Area {
     /// Whether the anonymous page offset is the address.
     #[inline]
     pub(crate) fn is_natural(&self) -> bool {
-        // SAFETY: The memory is that of a VMA.
+        // SAFETY: The memory is that of a VMA. It may change meanwhile: who has no lock that keeps it
+        // validates what it looked like, see `looks_lazy()`.
         let anon_pgoff = unsafe { bindings::vma_start_anon_pgoff(self.as_ptr()) };
         is_natural(anon_pgoff, self.start(), PAGE_SHIFT as u32)
     }
@@ -294,6 +298,12 @@ impl Area {
     pub(crate) fn list_head(&self) -> *mut bindings::list_head {
         // SAFETY: Only computes an address.
         unsafe { &raw mut (*self.as_ptr()).anon_vma_chain }
+    }
+
+    /// Whether the list head is empty.
+    #[inline]
+    pub(crate) fn chain_is_empty(&self) -> bool {
+        self.chain_next() == self.list_head()
     }
 
     /// What the list head's `next` is.
@@ -324,13 +334,47 @@ impl Area {
         }
     }
 
+    /// Makes the list head empty.
+    ///
+    /// # Safety
+    ///
+    /// As for [`set_chain`](Area::set_chain).
+    #[inline]
+    pub(crate) unsafe fn clear_chain(&self) {
+        // SAFETY: By the safety requirements.
+        unsafe { self.set_chain(self.list_head(), self.list_head()) };
+    }
+
+    /// The lazy root that it has.
+    ///
+    /// # Safety
+    ///
+    /// For all of `'a` the VMA is valid, and nobody but the caller unlinks it.
+    #[inline]
+    unsafe fn lazy_root<'a>(&self) -> Option<&'a Root> {
+        let anon_vma = self.anon_vma();
+        // SAFETY: A VMA keeps its `anon_vma` in use, through the reference of its mm or its own.
+        unsafe { bindings::anon_vma_is_lazy(anon_vma).then(|| Root::from_anon_vma(anon_vma)) }
+    }
+
+    /// Whether `root` is the root of the VMA's mm.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is valid, and not freed meanwhile.
+    #[inline]
+    unsafe fn is_owner(&self, root: &Root) -> bool {
+        // SAFETY: The mm of a VMA lives until its VMAs are gone.
+        unsafe { &*self.mm_ptr().cast::<Mm>() }.has_root(root)
+    }
+
     /// Whether it looks like a Lazy VMA of `root`, the root of `mm`. Fields are read without a lock:
     /// the answer is right if the lock of `root` is held, and a second lookup finds the same VMA.
     #[inline]
     pub(crate) fn looks_lazy(&self, root: &Root, mm: &Mm) -> bool {
         ptr::eq(self.mm_ptr(), mm.as_ptr())
             && root.is(self.anon_vma())
-            && self.chain_next() == self.list_head()
+            && self.chain_is_empty()
             && self.is_natural()
     }
 
@@ -338,7 +382,7 @@ impl Area {
     ///
     /// It is one of the VMA if a walk over that offset has found the VMA.
     pub(crate) fn address_of(&self, pgoff: usize) -> usize {
-        // SAFETY: The memory is that of a VMA.
+        // SAFETY: The memory is that of a VMA; the walk's lock keeps its offset.
         let first = unsafe { bindings::vma_start_anon_pgoff(self.as_ptr()) };
         self.start()
             .wrapping_add(pgoff.wrapping_sub(first) << PAGE_SHIFT)
@@ -435,7 +479,7 @@ impl MmapLocked {
         };
         // It was complete before `anon_vma` was set, and no VMA in the tree is on a detaching list
         // while `mmap_lock` is held.
-        let chain = if self.chain_next() == self.list_head() {
+        let chain = if self.chain_is_empty() {
             Chain::Empty
         } else {
             Chain::Links
@@ -559,11 +603,15 @@ impl<'a> Iterator for Leaving<'a> {
 
 /// A VMA with its state.
 pub(crate) enum Decoded<'a> {
+    /// No `anon_vma`: it can be attached.
     Unfaulted(Vma<'a, Unfaulted>),
+    /// Found in the VMA tree.
     Lazy(Vma<'a, Lazy>),
+    /// Found in a root's interval tree.
     Linked(Vma<'a, Linked>),
+    /// Found on its root's detaching list.
     Detaching(Vma<'a, Detaching>),
-    /// Not ours.
+    /// An ordinary `anon_vma`: not ours.
     Regular,
     /// Reported: a pair of facts that no transition leads to.
     Impossible(Exclusive<'a>),
@@ -592,15 +640,15 @@ impl<'a> Exclusive<'a> {
     /// Whether `root` is the root of the VMA's mm.
     #[inline]
     pub(crate) fn owns(&self, root: &Root) -> bool {
-        self.mm().has_root(root)
+        // SAFETY: By the type invariant the VMA is valid.
+        unsafe { self.0.is_owner(root) }
     }
 
     /// The lazy root that it has.
     #[inline]
     pub(crate) fn root(&self) -> Option<&'a Root> {
-        let anon_vma = self.anon_vma();
-        // SAFETY: A VMA keeps its `anon_vma` in use, through the reference of its mm or its own.
-        unsafe { bindings::anon_vma_is_lazy(anon_vma).then(|| Root::from_anon_vma(anon_vma)) }
+        // SAFETY: By the type invariant only the holder unlinks the VMA.
+        unsafe { self.0.lazy_root() }
     }
 
     /// The facts that make its state.
@@ -615,7 +663,7 @@ impl<'a> Exclusive<'a> {
         // Of a member of the detaching list it may be written for the sake of a neighbour, but the
         // one munmap that there can be in an mm is the holder's own.
         let prev = unsafe { (*self.list_head()).prev };
-        let chain = if self.chain_next() == self.list_head() {
+        let chain = if self.chain_is_empty() {
             Chain::Empty
         } else if self.root().is_some_and(|root| root.mark() == prev) {
             Chain::Detaching
@@ -628,7 +676,7 @@ impl<'a> Exclusive<'a> {
     /// Whether it is Lazy, as most are that have a root.
     #[inline]
     fn is_lazy(&self) -> bool {
-        self.chain_next() == self.list_head() && self.root().is_some_and(|root| self.owns(root))
+        self.chain_is_empty() && self.root().is_some_and(|root| self.owns(root))
     }
 
     /// What a copy of it is made of. [`None`] for a VMA that cannot be copied, which is reported.
@@ -659,7 +707,7 @@ impl<'a> Exclusive<'a> {
     #[inline(always)]
     pub(crate) fn decode(self) -> Decoded<'a> {
         // The two that fork, split and unmapping meet most.
-        if self.anon_vma().is_null() && self.chain_next() == self.list_head() {
+        if self.anon_vma().is_null() && self.chain_is_empty() {
             // INVARIANT: That is what Unfaulted means, and by the type invariant of `self` it is stable.
             return Decoded::Unfaulted(Vma::new(self.0));
         }
@@ -709,21 +757,21 @@ impl<'a> Exclusive<'a> {
             // SAFETY: It has the mark of this root's list, and by the type invariant nobody else
             // changes its list head. That it is on the list is looked up.
             Some(lock) if chain == Chain::Detaching => unsafe { lock.remove_detaching(self.0) },
-            // SAFETY: By the type invariant.
-            _ => unsafe { self.set_chain(self.list_head(), self.list_head()) },
+            // SAFETY: By the type invariant nobody else changes the list head.
+            _ => unsafe { self.clear_chain() },
         }
         self.anon_vma_field().store(ptr::null_mut(), Relaxed);
         drop(lock);
     }
 }
 
-/// State of a [`Vma`].
+/// A [`Vma`] in the state [`State::Unfaulted`].
 pub(crate) enum Unfaulted {}
-/// State of a [`Vma`].
+/// A [`Vma`] in the state [`State::Lazy`].
 pub(crate) enum Lazy {}
-/// State of a [`Vma`].
+/// A [`Vma`] in the state [`State::Linked`].
 pub(crate) enum Linked {}
-/// State of a [`Vma`].
+/// A [`Vma`] in the state [`State::Detaching`].
 pub(crate) enum Detaching {}
 
 /// A VMA in state `S`. Its methods are the transitions that there are: another cannot be written.
@@ -760,10 +808,18 @@ impl<'a, S> Vma<'a, S> {
         self.area.is_natural()
     }
 
+    /// The lazy root that it has.
     #[inline]
     fn root(&self) -> Option<&'a Root> {
-        // INVARIANT: That of `self`.
-        Exclusive(self.area).root()
+        // SAFETY: By the type invariant only the holder unlinks the VMA.
+        unsafe { self.area.lazy_root() }
+    }
+
+    /// Whether `root` is the root of the VMA's mm.
+    #[inline]
+    fn owns(&self, root: &Root) -> bool {
+        // SAFETY: By the type invariant the VMA is valid.
+        unsafe { self.area.is_owner(root) }
     }
 
     /// Leaves the `anon_vma`; the caller has seen to the list head, and says what the state was.
@@ -777,6 +833,7 @@ impl<'a, S> Vma<'a, S> {
         );
         self.area.anon_vma_field().store(ptr::null_mut(), Relaxed);
         stats::count(Event::Unlinked);
+        // INVARIANT: No `anon_vma`, and by the caller no chain: Unfaulted.
         Vma::new(self.area)
     }
 }
@@ -792,8 +849,7 @@ impl<'a> Vma<'a, Unfaulted> {
     /// The VMA itself, if it is not natural, or if the root is another: a walk would not find it.
     #[inline]
     pub(crate) fn lazy(self, root: &Root) -> Result<Vma<'a, Lazy>, Self> {
-        // INVARIANT: That of `self`.
-        if !self.is_natural() || !Exclusive(self.area).owns(root) {
+        if !self.is_natural() || !self.owns(root) {
             return Err(self);
         }
         self.area
@@ -821,8 +877,7 @@ impl<'a> Vma<'a, Unfaulted> {
             State::Unfaulted,
             State::Linked,
         );
-        // INVARIANT: That of `self`.
-        if !Exclusive(self.area).owns(lock.root()) {
+        if !self.owns(lock.root()) {
             stats::count(Event::Foreign);
             // Dropped by the core when the VMA is unlinked; who is foreign stays so.
             let _ = lock.root().get().into_raw();
@@ -845,7 +900,9 @@ impl<'a> Vma<'a, Lazy> {
         }
         lock.forget(self.area);
         // SAFETY: The VMA is Lazy, of this root: its list head is empty, and by the type invariant
-        // changed by nobody else. Unlinking it, which comes before it is freed, takes it off.
+        // changed by nobody else. Unlinking it, which comes before it is freed, takes it off. VMAs
+        // become Detaching in the order of `Leaving`, that of their addresses, and are unlinked
+        // before the mm is locked for writing again.
         unsafe { lock.push_detaching(self.area) };
         stats::count(Event::Detaching);
         trace::lazy_vma(
@@ -854,6 +911,7 @@ impl<'a> Vma<'a, Lazy> {
             State::Lazy,
             State::Detaching,
         );
+        // INVARIANT: On the list of the root that it has.
         Ok(Vma::new(self.area))
     }
 
@@ -894,6 +952,7 @@ impl<'a> Vma<'a, Detaching> {
             State::Detaching,
             State::Lazy,
         );
+        // INVARIANT: Off the list, with an empty list head; the root is still that of the mm.
         Ok(Vma::new(self.area))
     }
 
@@ -915,19 +974,19 @@ impl<'a> Vma<'a, Linked> {
     /// Linked to Unfaulted. Returns the reference that the link held, if the root is foreign.
     ///
     /// It may be the last one, and the last thing that holds the module: it is for the core to drop.
-    pub(crate) fn unlink(self) -> (Vma<'a, Unfaulted>, Option<*mut bindings::anon_vma>) {
+    pub(crate) fn unlink(self) -> (Vma<'a, Unfaulted>, Option<Given>) {
         stats::count(Event::UnlinkedLinked);
         let Some(root) = self.root() else {
             return (self.unfault(State::Linked), None);
         };
-        // INVARIANT: That of `self`.
-        let own = Exclusive(self.area).owns(root);
+        let own = self.owns(root);
         let (avc, vma) = {
             let lock = root.write();
             (Avc::remove(self.area, &lock), self.unfault(State::Linked))
         };
         drop(avc);
-        (vma, (!own).then(|| root.as_anon_vma()))
+        // SAFETY: The reference that `link()` took, and nobody else has, for a foreign root.
+        (vma, (!own).then(|| unsafe { Given::new(root) }))
     }
 }
 
@@ -975,7 +1034,7 @@ impl Avc {
             unsafe { kernel::container_of!(area.chain_next(), bindings::anon_vma_chain, same_vma) };
         // Empty again, whatever it held.
         // SAFETY: As above: nobody else changes the list head.
-        unsafe { area.set_chain(area.list_head(), area.list_head()) };
+        unsafe { area.clear_chain() };
         // SAFETY: As above; the lock protects the interval tree.
         unsafe {
             if (*avc).anon_vma != anon_vma || (*avc).vma != area.as_ptr() {

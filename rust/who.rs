@@ -32,6 +32,10 @@ pub(crate) struct Mapping {
 
 const _: () = assert!(core::mem::size_of::<Mapping>() == 16);
 
+// `ANON_RMAP_LAZY`, `_LINKED`, `_DETACHING`.
+const _: () =
+    assert!(State::Lazy.code() == 1 && State::Linked.code() == 2 && State::Detaching.code() == 3);
+
 /// A VMA that may map the page.
 struct Candidate {
     users: ARef<MmWithUser>,
@@ -77,7 +81,6 @@ pub(crate) fn who(
             found(Mapping {
                 address: candidate.address as u64,
                 pid: shim::pid(locked.mm()).unwrap_or(0),
-                // The numbers of `include/anon_rmap.h` are these.
                 how: candidate.how.code().into(),
             });
         }

@@ -4,7 +4,9 @@
  *
  * Asks the oracle that patches/test adds to a kernel, with or without the rest of
  * the series, and says what it says in sentences. The exit status is 0 if all
- * agree, 1 if something differs, 2 if there is no oracle to ask.
+ * agree, 1 if something differs, 2 if there is no oracle to ask, 3 if nothing does
+ * but there are migration entries: a defect if nothing migrates, and else to be
+ * asked again.
  *
  * Processes that run meanwhile are looked at again, up to 20 times. What differs
  * after that is a mismatch, and the kernel's log has the pages.
@@ -40,14 +42,18 @@ int main(void)
 	if (ksm_differ)
 		printf("%lu KSM folios are not found once each, as on any kernel.\n",
 		       ksm_differ);
-	if (migration)
-		printf("MIGRATION ENTRIES: %lu are left. If nothing migrates, walks missed them.\n",
-		       migration);
-	if (mismatch)
+	if (mismatch) {
 		printf("MISMATCH: walk, page tables and mapcount differ for %lu folios: dmesg.\n",
 		       mismatch);
-	else
-		puts("Each is found where the page tables have it, as often as its mapcount says.");
-	puts(mismatch || migration ? "The reverse map is WRONG." : "The reverse map is right.");
-	return mismatch || migration;
+		puts("The reverse map is WRONG.");
+		return 1;
+	}
+	puts("Each is found where the page tables have it, as often as its mapcount says.");
+	if (migration) {
+		printf("%lu migration entries: ask again when nothing migrates. Entries that stay\n"
+		       "are those of mappings that a walk has MISSED.\n", migration);
+		return 3;
+	}
+	puts("The reverse map is right.");
+	return 0;
 }

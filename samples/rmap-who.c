@@ -27,6 +27,10 @@ static const char *reason(int error)
 		return "no page is there: never touched, or in swap";
 	case EOPNOTSUPP:
 		return "not an anonymous page of a lazy root";
+	case E2BIG:
+		return "more than 65536 VMAs may map it";
+	case EAGAIN:
+		return "its family grows too fast: ask again";
 	default:
 		return strerror(error);
 	}
@@ -60,7 +64,7 @@ int main(int argc, char **argv)
 	long pid;
 
 	if (argc != 3)
-		errx(2, "usage: rmap-who PID ADDRESS");
+		errx(2, "usage: rmap-who PID ADDRESS (hexadecimal, as in /proc/PID/maps)");
 	pid = strtol(argv[1], &end, 10);
 	if (*end || pid < 1 || pid > 0x7fffffff)
 		errx(2, "%s: not a process id", argv[1]);
@@ -80,6 +84,8 @@ int main(int argc, char **argv)
 		err(1, "fdopen");
 	while (fgets(line, sizeof(line), answer))
 		show(line);
+	if (ferror(answer))
+		err(1, "%s", DEVICE);
 	fclose(answer);
 	return 0;
 }

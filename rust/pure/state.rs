@@ -54,7 +54,7 @@ pub(crate) enum State {
 
 impl State {
     /// The number that tracepoints use, which `rust/anon_vma_lazy_trace.h` gives names to.
-    pub(crate) fn code(self) -> u8 {
+    pub(crate) const fn code(self) -> u8 {
         match self {
             State::Unfaulted => 0,
             State::Lazy => 1,

@@ -39,7 +39,6 @@ module! {
 /// `include/anon_rmap.h`, as Rust sees it.
 mod api {
     use kernel::{
-        error::to_result,
         ffi::{
             c_long,
             c_ulong, //
@@ -85,10 +84,7 @@ mod api {
             let mut list = KVec::from_elem(Where::default(), room, GFP_KERNEL)?;
             // SAFETY: The list has room for so many, and they may be overwritten.
             let count = unsafe { anon_rmap_who(pid, address, list.as_mut_ptr(), room) };
-            let Ok(count) = usize::try_from(count) else {
-                to_result(count as i32)?;
-                return Err(EINVAL);
-            };
+            let count = usize::try_from(count).map_err(|_| Error::from_errno(count as i32))?;
             if count <= room {
                 list.truncate(count);
                 return Ok(list);

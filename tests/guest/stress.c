@@ -32,7 +32,7 @@ struct control {
 	int living;
 	int stop, failed;
 	int quiet, disturbing;	/* asked for; not yet so */
-	unsigned long ops, forks, exits;
+	unsigned long ops, forks, exits, moved;
 	char what[128];		/* of the first failure */
 };
 
@@ -205,7 +205,10 @@ static void operate(int round)
 		advise(i);
 		break;
 	case 14:
-		move_to_node(0, slot(i), SLOT_PAGES, rnd(2));
+		/* -1 where nothing is mapped. */
+		__atomic_fetch_add(&control->moved,
+				   move_to_node(0, slot(i), SLOT_PAGES, rnd(2)) > 0,
+				   __ATOMIC_RELAXED);
 		break;
 	case 15:
 		/* Where there are holes this is an error, and done for the rest. */
@@ -419,7 +422,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	unsigned long rounds = avl_number("avl.rounds=", 25);
 	const time_t soak = 60 * avl_number("avl.soak=", 0);
 	struct timespec began, now;
-	unsigned long folios = 0, mappings = 0;
+	unsigned long folios = 0, mappings = 0, merged = 0;
 	unsigned int n = seed;
 	pthread_t thread, watchdog;
 	struct verdict v;
@@ -430,8 +433,8 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
 	/* Pages are alike by chance: have KSM find them soon. */
-	avl_write("/sys/kernel/mm/ksm/pages_to_scan", "10000", 5);
-	avl_write("/sys/kernel/mm/ksm/sleep_millisecs", "1", 1);
+	ASSERT_EQ(avl_write("/sys/kernel/mm/ksm/pages_to_scan", "10000", 5), 0);
+	ASSERT_EQ(avl_write("/sys/kernel/mm/ksm/sleep_millisecs", "1", 1), 0);
 	for (int i = 0; i < FOUNDERS; i++) {
 		pid_t pid;
 
@@ -467,6 +470,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		EXPECT_EQ(v.migration, 0);
 		folios += v.folios;
 		mappings += v.mappings;
+		merged += v.ksm;
 		reap(WNOHANG);
 		next_round();
 		/* Everybody has seen it before the next stop is counted. */
@@ -483,9 +487,13 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		TH_LOG("%s", control->what);
 	}
 	TH_LOG("%ld seconds", (long)(now.tv_sec - began.tv_sec));
-	TH_LOG("%lu operations, %lu forks, %lu exits; the oracle saw %lu folios, %lu mappings",
-	       control->ops, control->forks, control->exits, folios, mappings);
+	TH_LOG("%lu operations, %lu forks, %lu exits, %lu moves to a node", control->ops,
+	       control->forks, control->exits, control->moved);
+	TH_LOG("the oracle saw %lu folios, %lu of KSM, %lu mappings", folios, merged, mappings);
 	EXPECT_GT(control->forks, 0);
+	EXPECT_GT(control->exits, 0);
+	EXPECT_GT(control->moved, 0);
+	EXPECT_GT(merged, 0);
 	EXPECT_SOUND();
 }
 

@@ -45,19 +45,4 @@ mod threads {
         // One digit of two, and blanks (five kinds) in the places that are left.
         assert_eq!(taken, 2 + 2 * 2 * 5 + 2 * 3 * 25);
     }
-
-    /// A mode that is read while others set it is one of the two.
-    #[test]
-    fn mode_cell_is_never_torn() {
-        static CELL: ModeCell = ModeCell::new();
-
-        thread::scope(|scope| {
-            for mode in [Mode::Off, Mode::On] {
-                scope.spawn(move || (0..10_000).for_each(|_| CELL.set(mode)));
-            }
-            for _ in 0..10_000 {
-                assert!(matches!(CELL.get(), Mode::Off | Mode::On));
-            }
-        });
-    }
 }
