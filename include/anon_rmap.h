@@ -30,8 +30,10 @@ struct anon_rmap_where {
  * @where: gets the first @max mappings, that of @pid included
  * @max: room in @where, may be 0
  *
- * The page is not faulted in, and nothing is changed. A mapping that appears or
- * goes meanwhile may be listed or not. VMAs whose page tables have another page
+ * The page is not faulted in. Looking at it counts as an access, as it does for
+ * what else lies at the addresses where the page might be: do not ask for the
+ * sake of page_idle. A mapping that appears or goes meanwhile may be listed or
+ * not, one whose VMA is just being merged with its neighbour twice. VMAs whose page tables have another page
  * by now, copied on write, are not listed.
  *
  * Context: process context, no mm or rmap lock held; may sleep.

@@ -64,10 +64,10 @@ use kernel::{
 ///   rwsem is initialized, from the constructor on, in free objects too.
 /// - `head.up` is set before the root is published, and then constant. The root holds a reference to
 ///   it, and is in the list of its children, until [`free`].
-/// - `mm` is written under the rwsem in write mode: NULL once no walk may look into the mm. Until then
+/// - `mm` is written under the rwsem in write mode: NULL once no walk may look into its VMA tree. Until then
 ///   it is an mm that has this root, whose VMA tree is in RCU mode, and which does not go.
-/// - `link` is protected by the lock of the parent's `children`, a leaf that is taken with the rwsem of
-///   the root held that a walk is at, and never inside a page table lock.
+/// - `link` is protected by the lock of the parent's `children`, a leaf: taken with the rwsem held of the
+///   root that a walk is at, or with none, and never inside a page table lock.
 /// - `detaching` and `last_detaching` are the ends of the list of VMAs that are being unmapped, in
 ///   the order of their addresses: written under the rwsem in write mode, read in read mode. Its
 ///   members are valid until they are taken off.
@@ -297,7 +297,7 @@ impl Root {
         locked.then(|| Read(self))
     }
 
-    /// Whether no walk looks into the mm any more. Never false again once it is true.
+    /// Whether no walk looks into the VMA tree of the mm any more. Never false again once it is true.
     #[inline]
     pub(crate) fn is_detached(&self) -> bool {
         self.mm.load(Acquire).is_null()
@@ -475,7 +475,8 @@ impl<'a> Write<'a> {
         self.0
     }
 
-    /// From here on no walk looks into the mm.
+    /// From here on no walk looks into the VMA tree of the mm. VMAs that are Linked are still found, until
+    /// they are unlinked, which takes the lock.
     pub(crate) fn detach(&self) {
         // INVARIANT: The lock is held in write mode: no visit is in the mm. The hint goes first, as Lazy
         // VMAs of a detached root are unlinked without the lock, and do not clear it.

@@ -40,7 +40,8 @@ pub(crate) unsafe trait Member: Sized {
 
 /// A list of children, newest first. The lock that holds it is the list's lock.
 ///
-/// A child is put at the head, so that a descendant that keeps forking cannot prolong a walk.
+/// A child is put at the head, so that one that keeps forking cannot prolong a walk by its children. (A
+/// chain, in which each child forks the next, can: a visit takes less time than a fork.)
 ///
 /// # Invariants
 ///
