@@ -14,7 +14,7 @@
 
 /* How a VMA is found that maps the page. */
 #define ANON_RMAP_LAZY		1	/* in the VMA tree, at its natural address */
-#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: moved, exec's stack, fork too deep */
+#define ANON_RMAP_LINKED	2	/* by an anon_vma_chain: moved, or exec's stack, ... */
 #define ANON_RMAP_DETACHING	3	/* on the list of a munmap that is under way */
 
 struct anon_rmap_where {
@@ -33,8 +33,8 @@ struct anon_rmap_where {
  * The page is not faulted in. Looking at it counts as an access, as it does for
  * what else lies at the addresses where the page might be: do not ask for the
  * sake of page_idle. A mapping that appears or goes meanwhile may be listed or
- * not, one whose VMA is just being merged with its neighbour twice. VMAs whose page tables have another page
- * by now, copied on write, are not listed.
+ * not, one whose VMA is just being merged with its neighbour twice. VMAs whose
+ * page tables have another page by now, copied on write, are not listed.
  *
  * Context: process context, no mm or rmap lock held; may sleep.
  *
