@@ -25,6 +25,8 @@ RELEASE_TESTS = ("cost",)
 OWN_GUEST = ("features",)
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
+# Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
+CYCLES = {"release": 100, "debug": 20}
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
 # What the host tests take from the environment.
@@ -163,6 +165,8 @@ def no_panics(toolchain, module):
 def guest_options(mode, variant, tests, limit):
     """What the kernel command line says to a guest of that kind: {test: cases}, seconds for one."""
     options = f"{tests_option(tests)} avl.limit={limit}"
+    if "lifetime" in tests and variant in CYCLES:
+        options += f" avl.cycles={CYCLES[variant]}"
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
         options += " slab_debug=F,anon_vma*,vm_area_struct"
