@@ -5,7 +5,7 @@
 
 # Hand these on, as given on the command line or in the environment.
 export KDIR KERNEL KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
-export TESTS SEED ROUNDS GENERATIONS SOAK MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
+export TESTS SEED ROUNDS GENERATIONS SOAK STRIDE MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
 export BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
@@ -90,6 +90,7 @@ help:
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            first number of the stress test; of make bench    random; 1'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
+	@echo '  STRIDE          pages move: each STRIDE-th allocation of a round fails    8; check-full 1'
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'
 	@echo '  GENERATIONS     of fork and exit in the cost test                 4000'
 	@echo '  SELFTESTS       mm selftests, by name                             all'

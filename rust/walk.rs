@@ -96,7 +96,6 @@ impl Walk {
         }
         loop {
             if let Some(vma) = self.visit() {
-                stats::count(Event::Found);
                 return Some(vma);
             }
             let early = self.may_stop();
@@ -180,6 +179,7 @@ impl Walk {
                     // hold of the lock: what was read of the parent's page tables comes first, as
                     // the pin sees to with a child that has a root of its own.
                     smp_mb(ReadBarrier);
+                    stats::count(Event::Listed);
                     return NonNull::new((*self.0.avc).vma);
                 }
             }
@@ -188,6 +188,7 @@ impl Walk {
         if self.0.stage == stage::DETACHING {
             if let Some(area) = self.visit_detaching(&lock) {
                 self.0.pos = area.as_ptr() as usize;
+                stats::count(Event::Listed);
                 return NonNull::new(area.as_ptr());
             }
             self.0.stage = stage::END;
@@ -231,6 +232,7 @@ impl Walk {
             match again {
                 Some(again) if ptr::eq(again, area) => {
                     self.0.pos = area.end();
+                    stats::count(Event::Lookup);
                     // SAFETY: A VMA of the locked root, found in the tree: the lock keeps it, also
                     // without RCU. It looked Lazy, and was in the tree then.
                     unsafe {

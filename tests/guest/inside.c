@@ -216,7 +216,8 @@ TEST_F(inside, for_root_only)
 
 TEST_F(inside, counters_follow)
 {
-	long long lazy, linked, forks, copies, walks, visits, vmas, hints, unlinked;
+	long long lazy, linked, forks, copies, walks, visits, vmas, hints, lookups, listed,
+		  unlinked;
 	char *area = self->area, *away = self->away;
 	const size_t page = self->page;
 	struct family f;
@@ -247,6 +248,8 @@ TEST_F(inside, counters_follow)
 	visits = avl_counter("walk_visits");
 	vmas = avl_counter("walk_vma");
 	hints = avl_counter("walk_hint");
+	lookups = avl_counter("walk_lookup");
+	listed = avl_counter("walk_listed");
 	EXPECT_SOUND();
 	/* The oracle visits parent and child for each page that they share. */
 	EXPECT_GE(avl_counter("walk"), walks + NR);
@@ -254,6 +257,9 @@ TEST_F(inside, counters_follow)
 	EXPECT_GE(avl_counter("walk_vma"), vmas + 2 * NR);
 	/* It goes by frames: some that follow each other are of one VMA. */
 	EXPECT_GT(avl_counter("walk_hint"), hints);
+	EXPECT_GT(avl_counter("walk_lookup"), lookups);
+	/* One VMA of each was moved. */
+	EXPECT_GT(avl_counter("walk_listed"), listed);
 	EXPECT_EQ(avl_counter("refused"), 0);
 	EXPECT_EQ(avl_counter("no_memory"), 0);
 
