@@ -592,7 +592,7 @@ TEST_F_TIMEOUT(fail, while_pages_move, 1200)
 	board->stop = 1;
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
-	TH_LOG("%d rounds, the last with up to %d allocations; %lu pages migrated, reclaimed %lu times",
+	TH_LOG("%d rounds, the last to %d allocations; %lu pages migrated, reclaimed %lu times",
 	       rounds, nr, board->migrated, board->reclaimed);
 	EXPECT_GE(nr, 0);
 	EXPECT_GT(board->migrated, COMMON_PAGES);

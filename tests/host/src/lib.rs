@@ -17,11 +17,7 @@ mod sequences;
 
 #[cfg(test)]
 mod threads {
-    use crate::pure::mode::{
-        Mode,
-        ModeCell, //
-    };
-    use std::thread;
+    use crate::pure::mode::Mode;
 
     /// Every text of up to three bytes: only the two values, with blanks around, are taken.
     #[test]
