@@ -820,45 +820,56 @@ TEST_F(rmap, swap_out_and_in_across_forks)
 	EXPECT_SOUND();
 }
 
-/* What was shared before it was swapped out is shared when all have swapped it in. */
+/*
+ * What was shared before it was swapped out is shared when all have swapped it in, whoever
+ * is the first: the parent, whose root the child's VMA is below, or the child.
+ */
 TEST_F(rmap, swapped_pages_stay_shared)
 {
 	const size_t nr = 4 * NR;
-	char *area = map_at(NULL, nr * self->page), path[64];
-	int mine = open("/proc/self/pagemap", O_RDONLY), others, shared = 0, turn[2];
-	pid_t pid;
-	char c;
+	int mine = open("/proc/self/pagemap", O_RDONLY);
 
 	if (!have_swap())
 		SKIP(return, "no zram to swap to");
-	ASSERT_NE(area, NULL);
 	ASSERT_GE(mine, 0);
-	fill(area, nr, 1, 1);
-	ASSERT_EQ(madvise(area, nr * self->page, MADV_PAGEOUT), 0);
-	ASSERT_GT(nr_swapped(area, nr), nr / 2);
-	/* The entries are copied. Parent first: the child maps what names the parent's root. */
-	ASSERT_EQ(pipe(turn), 0);
-	pid = KIN(&self->f, read(turn[0], &c, 1) == 1 && filled(area, nr, 1, 1));
-	ASSERT_GT(pid, 0);
-	EXPECT_TRUE(filled(area, nr, 1, 1));
-	ASSERT_EQ(write(turn[1], "", 1), 1);
-	ASSERT_TRUE(family_await(&self->f, 1));
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	others = open(path, O_RDONLY);
-	ASSERT_GE(others, 0);
-	for (size_t i = 0; i < nr; i++) {
-		const off_t at = ((uintptr_t)area / self->page + i) * 8;
-		uint64_t a = 0, b = 1;
+	for (int child_first = 0; child_first < 2; child_first++) {
+		char *area = map_at(NULL, nr * self->page), path[64], c;
+		int others, shared = 0, turn[2];
+		pid_t pid;
 
-		ASSERT_EQ(pread(mine, &a, 8, at), 8);
-		ASSERT_EQ(pread(others, &b, 8, at), 8);
-		shared += a >> 63 && a << 9 == b << 9;
+		ASSERT_NE(area, NULL);
+		ASSERT_EQ(pipe(turn), 0);
+		fill(area, nr, 1, 1);
+		ASSERT_EQ(madvise(area, nr * self->page, MADV_PAGEOUT), 0);
+		ASSERT_GT(nr_swapped(area, nr), nr / 2);
+		/* fork copies the entries. */
+		pid = KIN(&self->f, (child_first || read(turn[0], &c, 1) == 1) &&
+			  filled(area, nr, 1, 1));
+		ASSERT_GT(pid, 0);
+		if (child_first)
+			ASSERT_TRUE(family_await(&self->f, 1));
+		EXPECT_TRUE(filled(area, nr, 1, 1));
+		ASSERT_EQ(write(turn[1], "", 1), 1);
+		if (!child_first)
+			ASSERT_TRUE(family_await(&self->f, 1));
+		snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+		others = open(path, O_RDONLY);
+		ASSERT_GE(others, 0);
+		for (size_t i = 0; i < nr; i++) {
+			const off_t at = ((uintptr_t)area / self->page + i) * 8;
+			uint64_t a = 0, b = 1;
+
+			ASSERT_EQ(pread(mine, &a, 8, at), 8);
+			ASSERT_EQ(pread(others, &b, 8, at), 8);
+			shared += a >> 63 && a << 9 == b << 9;
+		}
+		close(others);
+		TH_LOG("%s first: %d of %zu pages are shared", child_first ? "child" : "parent",
+		       shared, nr);
+		EXPECT_GT(shared, nr / 2);
+		EXPECT_SOUND();
 	}
-	close(others);
 	close(mine);
-	TH_LOG("%d of %zu pages are shared", shared, nr);
-	EXPECT_GT(shared, nr / 2);
-	EXPECT_SOUND();
 }
 
 /* Reclaim of pages that a family shares; each of them then swaps in what it wants. */
@@ -1412,6 +1423,41 @@ TEST_F_TIMEOUT(rmap, mremap_against_migration, 300)
 	EXPECT_GT(s.moves, 0);
 	EXPECT_SOUND();
 	EXPECT_TRUE(filled(here, nr, 1, 1));
+}
+
+/*
+ * Home to a Lazy neighbour, with which it merges: a visit looks at the target, in the VMA tree,
+ * before it looks at the source, in the interval tree. Less than a page table, which would be
+ * moved whole.
+ */
+TEST_F_TIMEOUT(rmap, moves_home_against_migration, 300)
+{
+	const size_t half = NR * self->page;
+	char *stays = map_at(NULL, 6 * half), *home = stays + half, *away = stays + 4 * half;
+	struct shaker s = { stays, 2 * NR }, t = { away, NR };
+	const time_t end = time(NULL) + 6;
+	pthread_t threads[2];
+	long moved = 0;
+
+	ASSERT_NE(stays, NULL);
+	ASSERT_EQ(munmap(stays + 2 * half, 4 * half), 0);
+	fill(stays, 2 * NR, 1, 1);
+	ASSERT_EQ(pthread_create(&threads[0], NULL, shake, &s), 0);
+	ASSERT_EQ(pthread_create(&threads[1], NULL, shake, &t), 0);
+	for (; time(NULL) < end || moved < 100; moved++) {
+		ASSERT_EQ(mremap(home, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
+		ASSERT_EQ(mremap(away, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, home), home);
+		if (moved % 16 == 0)
+			ASSERT_TRUE(filled(stays, 2 * NR, 1, 1));
+	}
+	s.stop = 1;
+	t.stop = 1;
+	for (int i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	TH_LOG("%ld times there and back, %ld rounds of migration", moved, s.moves);
+	EXPECT_GT(s.moves, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(stays, 2 * NR, 1, 1));
 }
 
 /* Exit against migration of what is shared: migration entries go with the mm, or are found. */
