@@ -357,15 +357,15 @@ impl Area {
         unsafe { bindings::anon_vma_is_lazy(anon_vma).then(|| Root::from_anon_vma(anon_vma)) }
     }
 
-    /// Whether `root` is the root of the VMA's mm.
+    /// The mm.
     ///
     /// # Safety
     ///
-    /// The VMA is valid, and not freed meanwhile.
+    /// For all of `'a` the VMA is valid.
     #[inline]
-    unsafe fn is_owner(&self, root: &Root) -> bool {
+    unsafe fn mm<'a>(&self) -> &'a Mm {
         // SAFETY: The mm of a VMA lives until its VMAs are gone.
-        unsafe { &*self.mm_ptr().cast::<Mm>() }.has_root(root)
+        unsafe { &*self.mm_ptr().cast() }
     }
 
     /// Whether it looks like a Lazy VMA of `root`, the root of `mm`. Fields are read without a lock:
@@ -449,8 +449,8 @@ impl MmapLocked {
     /// The mm.
     #[inline]
     pub(crate) fn mm(&self) -> &Mm {
-        // SAFETY: A VMA in a tree has an mm, which `mmap_lock` keeps.
-        unsafe { &*self.mm_ptr().cast() }
+        // SAFETY: By the type invariant the VMA is in the tree, and `mmap_lock` keeps it there.
+        unsafe { self.0.mm() }
     }
 
     /// The lazy root that it has.
@@ -633,15 +633,14 @@ impl<'a> Exclusive<'a> {
     /// The mm.
     #[inline]
     pub(crate) fn mm(&self) -> &'a Mm {
-        // SAFETY: The mm of a VMA lives until its VMAs are gone.
-        unsafe { &*self.0.mm_ptr().cast() }
+        // SAFETY: By the type invariant the VMA is valid.
+        unsafe { self.0.mm() }
     }
 
     /// Whether `root` is the root of the VMA's mm.
     #[inline]
     pub(crate) fn owns(&self, root: &Root) -> bool {
-        // SAFETY: By the type invariant the VMA is valid.
-        unsafe { self.0.is_owner(root) }
+        self.mm().has_root(root)
     }
 
     /// The lazy root that it has.
@@ -819,7 +818,7 @@ impl<'a, S> Vma<'a, S> {
     #[inline]
     fn owns(&self, root: &Root) -> bool {
         // SAFETY: By the type invariant the VMA is valid.
-        unsafe { self.area.is_owner(root) }
+        unsafe { self.area.mm() }.has_root(root)
     }
 
     /// Leaves the `anon_vma`; the caller has seen to the list head, and says what the state was.
