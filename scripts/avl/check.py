@@ -177,7 +177,9 @@ def guest_options(mode, variant, tests, limit):
             options += " kmemleak=on"
         options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
         if "fail" in tests:
-            options += f" avl.stride={common.number('STRIDE', STRIDE)}"
+            # A case that is asked for by name, as mutants do, is to notice what it can.
+            stride = common.number("STRIDE", 1 if tests["fail"] else STRIDE)
+            options += f" avl.stride={stride}"
         for name in ("SEED", "GENERATIONS", "SOAK"):
             if common.setting(name):
                 options += f" avl.{name.lower()}={common.number(name, 0)}"
