@@ -16,7 +16,7 @@ mod protocol;
 mod sequences;
 
 #[cfg(test)]
-mod threads {
+mod modes {
     use crate::pure::mode::Mode;
 
     /// Every text of up to three bytes: only the two values, with blanks around, are taken.
