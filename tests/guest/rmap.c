@@ -1118,30 +1118,6 @@ TEST_F(rmap, migration_of_huge_pages)
 	EXPECT_TRUE(filled(area, nr, 1, 1));
 }
 
-static bool ksm_run(const char *how)
-{
-	return !avl_write("/sys/kernel/mm/ksm/run", how, 1);
-}
-
-/* Wait until ksmd has been through everything that there is, twice. */
-static bool ksm_scans(void)
-{
-	char text[32];
-	long first = -1, now;
-
-	for (int i = 0; i < 3000; i++) {
-		if (avl_read("/sys/kernel/mm/ksm/full_scans", text, sizeof(text)) < 0)
-			return false;
-		now = strtol(text, NULL, 10);
-		if (first < 0)
-			first = now;
-		if (now >= first + 3)
-			return true;
-		usleep(10000);
-	}
-	return false;
-}
-
 /* KSM merges what a child shares with its parent, and so finds it where it names another root. */
 TEST_F(rmap, ksm_in_a_child)
 {

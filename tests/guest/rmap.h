@@ -276,4 +276,31 @@ static inline long nr_swapped(const char *area, size_t nr)
 	return swapped;
 }
 
+static inline bool ksm_run(const char *how)
+{
+	return !avl_write("/sys/kernel/mm/ksm/run", how, 1);
+}
+
+/*
+ * Wait until ksmd, which runs, has been through all that there is twice: it merges what it has
+ * found unchanged.
+ */
+static inline bool ksm_scans(void)
+{
+	char text[32];
+	long first = -1, now;
+
+	for (int i = 0; i < 3000; i++) {
+		if (avl_read("/sys/kernel/mm/ksm/full_scans", text, sizeof(text)) < 0)
+			return false;
+		now = strtol(text, NULL, 10);
+		if (first < 0)
+			first = now;
+		if (now >= first + 3)
+			return true;
+		usleep(10000);
+	}
+	return false;
+}
+
 #endif /* RMAP_H */
