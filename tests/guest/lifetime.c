@@ -161,17 +161,6 @@ TEST(unload_waits_for_a_hook_that_sleeps)
 	EXPECT_EQ(status, 0);
 }
 
-/*
- * Whether the module's KUnit suites run when it is loaded. Where it is loaded and
- * unloaded a hundred times they would take most of the time; the tests above have
- * them.
- */
-static bool kunit_at_load(bool run)
-{
-	return !avl_write("/sys/module/kunit/parameters/filter_glob", run ? "*" : "none",
-			  run ? 1 : 4);
-}
-
 /* Shared with the faulting processes. */
 struct progress {
 	unsigned long faults[FAULTERS];
@@ -238,7 +227,6 @@ FIXTURE_SETUP(race)
 	self->progress = mmap(NULL, sizeof(*self->progress), PROT_READ | PROT_WRITE,
 			      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(self->progress, MAP_FAILED);
-	ASSERT_TRUE(kunit_at_load(false));
 	for (long i = 0; i < FAULTERS; i++) {
 		self->pids[i] = fork();
 		ASSERT_GE(self->pids[i], 0);
@@ -254,7 +242,6 @@ FIXTURE_TEARDOWN(race)
 	while (wait(NULL) > 0)
 		;
 	munmap(self->progress, sizeof(*self->progress));
-	EXPECT_TRUE(kunit_at_load(true));
 }
 
 TEST_F_TIMEOUT(race, load_and_unload_many_times, 900)
@@ -337,12 +324,10 @@ FIXTURE(storm)
 
 FIXTURE_SETUP(storm)
 {
-	ASSERT_TRUE(kunit_at_load(false));
 }
 
 FIXTURE_TEARDOWN(storm)
 {
-	EXPECT_TRUE(kunit_at_load(true));
 }
 
 /* The last root of the machine goes, again and again, while others are made. */
