@@ -23,6 +23,9 @@ RELEASE_TESTS = ("cost",)
 # What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
 # lazy guest of its own.
 OWN_GUEST = ("features",)
+# kmemleak makes a debug kernel half as fast again: in the tour it watches what is most likely to
+# leak, in a guest of its own. TESTS= with leaks has it watch all that is named.
+LEAKY = "each_of_the_module"
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
@@ -37,7 +40,10 @@ HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 
 
 def wanted(names):
-    """{program: its cases, or none for all} of names such as rmap and rmap/rmap.one_process."""
+    """
+    {program: its cases, or none for all} of names such as rmap and rmap/rmap.one_process; a case
+    may be one of the harness's filters: rmap/-T:huge_pages leaves one out.
+    """
     found = {}
     for name in names:
         program, _, case = name.removeprefix("lazy/").partition("/")
@@ -173,12 +179,13 @@ def guest_options(mode, variant, tests, limit):
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
         options += " slab_debug=F,anon_vma*,vm_area_struct"
-        if variant == "debug":
+        if "leaks" in tests:
             options += " kmemleak=on"
         options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
         if "fail" in tests:
             # A case that is asked for by name, as mutants do, is to notice what it can.
-            stride = common.number("STRIDE", 1 if tests["fail"] else STRIDE)
+            named = any(not case.startswith("-") for case in tests["fail"])
+            stride = common.number("STRIDE", 1 if named else STRIDE)
             options += f" avl.stride={stride}"
         for name in ("SEED", "GENERATIONS", "SOAK"):
             if common.setting(name):
@@ -280,9 +287,17 @@ def check(toolchain, arch):
             results += guest_check(guests, bench, "check", tests)
     own = {name: cases for name, cases in lazy_tests.items() if name in OWN_GUEST}
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in OWN_GUEST}
+    leaks = {}
+    if "leaks" in lazy_tests and not common.setting("TESTS"):
+        del lazy_tests["leaks"]
+        leaks = {"fail": [f"-t:{LEAKY}"], "leaks": [], "taint": []}
+        lazy_tests["fail"] = [f"-T:{LEAKY}"]
     if lazy_tests:
         with Stage(f"guest tests, all lazy, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", lazy_tests)
+    if leaks:
+        with Stage(f"guest tests, kmemleak, {arch} {variant}"):
+            results += guest_check(guests, bench, "lazy", leaks, "leaks")
     if own:
         with Stage(f"guest tests, {', '.join(own)}, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", {**own, "taint": []}, "features")
@@ -373,6 +388,8 @@ FULL = (
     ("check-x86_64", ["check", "ARCH=x86_64"]),
     ("check-arm64", ["check", "ARCH=arm64"]),
     ("check-debug-x86_64", ["check-debug", "STRIDE=1", "TIMEOUT=5400", "ARCH=x86_64"]),
+    ("leaks-x86_64", ["check", "VARIANT=debug", "TESTS=rmap,stress,fail,leaks,taint",
+                      "TIMEOUT=5400", "ARCH=x86_64"]),
     ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
     ("kcsan-x86_64", ["check-kcsan", "ARCH=x86_64"]),
     ("stressors-x86_64", ["stressors", "ARCH=x86_64"]),

@@ -344,6 +344,17 @@ class Selection(unittest.TestCase):
         self.assertEqual(tests, {"rmap": ["rmap.a", "rmap.b"], "cost": []})
         self.assertEqual(check.tests_option(tests), "avl.tests=rmap/rmap.a+rmap.b,cost")
 
+    def test_what_only_some_guests_are_told(self):
+        def options(tests):
+            return check.guest_options("lazy", "debug", check.wanted(tests), 1).split()
+
+        self.assertIn("kmemleak=on", options(["fail", "leaks"]))
+        self.assertNotIn("kmemleak=on", options(["fail"]))
+        with mock.patch.dict(os.environ):
+            os.environ.pop("STRIDE", None)
+            self.assertIn("avl.stride=1", options(["fail/fail.split.while_pages_move"]))
+            self.assertIn(f"avl.stride={check.STRIDE}", options(["fail/-T:each_of_the_module"]))
+
     def test_mutant_without_a_test(self):
         with tempfile.TemporaryDirectory() as name:
             file = Path(name) / "module-x.patch"
