@@ -341,7 +341,8 @@ STEP_TESTS = ("boot", *(f"rmap/rmap.{case}" for case in (
     "move_after_fork_on_either_side", "several_vmas_moved_at_once", "private_file_stack_and_brk",
     "grown_stack_is_told_to_perf", "fork_and_exec", "swap_out_and_in_across_forks", "huge_pages",
     "migration_of_exclusive_and_shared_pages", "ksm_across_forks", "soft_and_hard_memory_failure",
-    "idle_pages_and_pagemap", "all_locks_of_an_mm", "munmap_against_migration",
+    "idle_pages_and_pagemap", "all_locks_of_an_mm",
+    "all_locks_of_a_process_with_lazy_vmas_only", "munmap_against_migration",
     "exit_against_migration")), "taint")
 
 

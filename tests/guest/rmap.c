@@ -1291,6 +1291,41 @@ TEST_F(rmap, all_locks_of_an_mm)
 	EXPECT_SOUND();
 }
 
+/*
+ * Again, by a process whose VMAs are all Lazy: a moved one leads to the lock of the root as well,
+ * and the stack is such a one. So the child goes on without it, on the stack of a thread.
+ */
+static void *without_a_stack(void *arg)
+{
+	bool *ok = arg;
+	char *low = NULL, *high = NULL, line[256];
+	FILE *maps = fopen("/proc/self/maps", "re");
+	int status;
+	pid_t pid;
+
+	while (maps && fgets(line, sizeof(line), maps))
+		if (strstr(line, "[stack]"))
+			sscanf(line, "%p-%p", (void **)&low, (void **)&high);
+	if (maps)
+		fclose(maps);
+	pid = low ? fork() : -1;
+	if (!pid)
+		_exit(munmap(low, high - low) || avl_write(LOCK_ALL, "1", 1));
+	*ok = pid > 0 && waitpid(pid, &status, 0) == pid && !status;
+	return NULL;
+}
+
+TEST_F(rmap, all_locks_of_a_process_with_lazy_vmas_only)
+{
+	pthread_t thread;
+	bool ok = false;
+
+	ASSERT_EQ(pthread_create(&thread, NULL, without_a_stack, &ok), 0);
+	pthread_join(thread, NULL);
+	EXPECT_TRUE(ok);
+	EXPECT_SOUND();
+}
+
 struct shaker {
 	char *area;
 	size_t nr;
@@ -1403,20 +1438,30 @@ TEST_F_TIMEOUT(rmap, mremap_against_migration, 300)
 
 /*
  * Home to a Lazy neighbour, with which it merges: a visit looks at the target, in the VMA tree,
- * before it looks at the source, in the interval tree. Less than a page table, which would be
- * moved whole.
+ * before it looks at the source, in the interval tree. Other VMAs that were moved away from there
+ * before come in between, and make that time long. Less than a page table, which would be moved
+ * whole.
  */
 TEST_F_TIMEOUT(rmap, moves_home_against_migration, 300)
 {
 	const size_t half = NR * self->page;
-	char *stays = map_at(NULL, 6 * half), *home = stays + half, *away = stays + 4 * half;
+	const int others = 100;
+	char *stays = map_at(NULL, (6 + 2 * others) * half), *home = stays + half;
+	char *away = stays + 4 * half;
 	struct shaker s = { stays, 2 * NR }, t = { away, NR };
 	const time_t end = time(NULL) + 6;
 	pthread_t threads[2];
 	long moved = 0;
 
 	ASSERT_NE(stays, NULL);
-	ASSERT_EQ(munmap(stays + 2 * half, 4 * half), 0);
+	ASSERT_EQ(munmap(stays + 2 * half, (4 + 2 * others) * half), 0);
+	for (int i = 0; i < others; i++) {
+		char *to = stays + (6 + 2 * i) * half;
+
+		home[0] = 1;
+		ASSERT_EQ(mremap(home, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+		ASSERT_EQ(map_at(home, half), home);
+	}
 	fill(stays, 2 * NR, 1, 1);
 	ASSERT_EQ(pthread_create(&threads[0], NULL, shake, &s), 0);
 	ASSERT_EQ(pthread_create(&threads[1], NULL, shake, &t), 0);
