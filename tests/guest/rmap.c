@@ -1465,7 +1465,7 @@ TEST_F_TIMEOUT(rmap, moves_home_against_migration, 300)
 	fill(stays, 2 * NR, 1, 1);
 	ASSERT_EQ(pthread_create(&threads[0], NULL, shake, &s), 0);
 	ASSERT_EQ(pthread_create(&threads[1], NULL, shake, &t), 0);
-	for (; time(NULL) < end || moved < 100; moved++) {
+	for (; time(NULL) < end || moved < 20; moved++) {
 		ASSERT_EQ(mremap(home, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
 		ASSERT_EQ(mremap(away, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, home), home);
 		if (moved % 16 == 0)
