@@ -23,6 +23,15 @@
 #define AVL_COVERAGE "/sys/module/anon_vma_lazy/parameters/coverage"
 #define AVL_COUNTERS "/sys/kernel/debug/anon_vma_lazy/counters"
 
+/* The console says which case runs, and since when: should it hang, or the guest die in it. */
+static inline void avl_case(const char *name)
+{
+	int fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+
+	dprintf(fd, "avl: case %s\n", name);
+	close(fd);
+}
+
 /* Load a module from a file; 0 or -errno. */
 static inline int avl_load_file(const char *file, const char *params)
 {

@@ -455,6 +455,7 @@ static long roots(void)
 
 FIXTURE_SETUP(fail)
 {
+	avl_case(_metadata->name);
 	page = sysconf(_SC_PAGESIZE);
 	self->began = time(NULL);
 	ASSERT_TRUE(lazy_mode());

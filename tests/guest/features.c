@@ -285,6 +285,7 @@ FIXTURE(features)
 
 FIXTURE_SETUP(features)
 {
+	avl_case(_metadata->name);
 	self->started = now();
 	self->page = sysconf(_SC_PAGESIZE);
 	ASSERT_EQ(family_init(&self->f), 0);

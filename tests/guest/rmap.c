@@ -37,6 +37,7 @@ FIXTURE(rmap)
 
 FIXTURE_SETUP(rmap)
 {
+	avl_case(_metadata->name);
 	self->page = sysconf(_SC_PAGESIZE);
 	self->lazy = lazy_mode();
 	ASSERT_EQ(family_init(&self->f), 0);
