@@ -38,6 +38,9 @@ static struct board {
 /* At a low address: fork has copied it before most of what can fail. */
 #define COMMON ((char *)(1UL << 32))
 static char *common;
+/* Lower still: what a fork that has failed is busy with before it comes to its copy of that. */
+#define BALLAST_PAGES 1024
+#define BALLAST ((char *)(1UL << 31))
 
 /* The allocations of code between these addresses fail, or of all code. */
 static bool injection(const char *start, const char *end)
@@ -120,7 +123,7 @@ static int disarm(void)
 
 /* What the operations work on: natural, moved away, and a file's. */
 struct memory {
-	char *natural, *moved, *file, *room, *stack;
+	char *natural, *moved, *file, *room, *stack, *many;
 };
 
 static bool set_up(struct memory *m)
@@ -269,6 +272,22 @@ static int unmap_the_middle(struct memory *m)
 	return 0;
 }
 
+/* More VMAs than a node of the tree has: to take them out, marked by then, allocates. */
+#define SEPARATE 64
+
+static bool before_unmap_many(struct memory *m)
+{
+	m->many = avl_map_separate(SEPARATE);
+	for (int i = 0; m->many && i < SEPARATE; i++)
+		m->many[2 * i * page] = 1;
+	return m->many;
+}
+
+static int unmap_many(struct memory *m)
+{
+	return munmap(m->many, 2 * SEPARATE * page) ? -errno : 0;
+}
+
 static sigjmp_buf out;
 
 static void no_stack(int signal)
@@ -326,6 +345,8 @@ struct operation {
 	bool allocates;
 	/* All that it allocates it can do without: a fault is tried again. */
 	bool succeeds;
+	/* Some of its failures take back what the module has done. */
+	bool undoes;
 };
 
 /* In a worker: what should not be. */
@@ -437,6 +458,11 @@ FIXTURE_VARIANT_ADD(fail, unmap_the_middle)
 	.op = { unmap_the_middle, NULL, false },
 };
 
+FIXTURE_VARIANT_ADD(fail, unmap_many)
+{
+	.op = { unmap_many, before_unmap_many, .undoes = true },
+};
+
 FIXTURE_VARIANT_ADD(fail, grow)
 {
 	.op = { grow, before_grow, false, true },
@@ -540,6 +566,7 @@ static int fail_each(const struct operation *op, int *failed, int first, int str
 
 TEST_F_TIMEOUT(fail, each_allocation, 1200)
 {
+	const long undone = avl_counter("vma_undone");
 	int failed, nr;
 
 	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
@@ -547,6 +574,8 @@ TEST_F_TIMEOUT(fail, each_allocation, 1200)
 	TH_LOG("%d allocations, %d of them needed", nr, failed);
 	EXPECT_GT(nr, 0);
 	EXPECT_EQ(failed == 0, variant->op.succeeds);
+	if (variant->op.undoes)
+		EXPECT_GT(avl_counter("vma_undone"), undone);
 	EXPECT_SOUND();
 }
 
@@ -583,6 +612,8 @@ TEST_F_TIMEOUT(fail, while_pages_move, 1200)
 	common = map_at(COMMON, COMMON_PAGES * page);
 	ASSERT_EQ(common, COMMON);
 	fill(common, COMMON_PAGES, 1, 9);
+	ASSERT_EQ(map_at(BALLAST, BALLAST_PAGES * page), BALLAST);
+	fill(BALLAST, BALLAST_PAGES, 1, 8);
 	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
 	pid = fork();
 	ASSERT_GE(pid, 0);
