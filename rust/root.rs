@@ -353,6 +353,8 @@ impl RootRef {
         // SAFETY: The constructor has initialized the object, and nobody else has it yet: lockless
         // lookups fail while its count is zero.
         let this = unsafe { root.as_ref() };
+        // SAFETY: Initialized by the constructor.
+        unsafe { shim::taken_by_reclaim(this.rwsem()) };
         // INVARIANT: The count is zero and the root in no list: this is the only function that has it,
         // and the mm that it gets it lets go by `Write::detach()` only.
         this.mm.store(mm.as_ptr(), Relaxed);

@@ -10,6 +10,7 @@
 #include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/siphash.h>
 #include "../include/anon_rmap.h"
@@ -26,6 +27,17 @@ static siphash_key_t id_key;
 void anon_vma_lazy_shim_init(void)
 {
 	get_random_bytes(&id_key, sizeof(id_key));
+}
+
+/*
+ * Tell lockdep that reclaim takes this lock. It does when it unmaps a page and the lock
+ * is contended; else a trylock succeeds, from which lockdep learns nothing. May sleep.
+ */
+void anon_vma_lazy_taken_by_reclaim(struct rw_semaphore *lock)
+{
+	fs_reclaim_acquire(GFP_KERNEL);
+	might_lock_read(lock);
+	fs_reclaim_release(GFP_KERNEL);
 }
 
 /*

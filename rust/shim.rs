@@ -23,6 +23,7 @@ use kernel::{
 #[allow(improper_ctypes)]
 extern "C" {
     fn anon_vma_lazy_shim_init();
+    fn anon_vma_lazy_taken_by_reclaim(lock: *mut bindings::rw_semaphore);
     fn anon_vma_lazy_id(address: *const c_void) -> u32;
     fn anon_vma_lazy_pid(mm: *const bindings::mm_struct) -> bindings::pid_t;
     fn anon_vma_lazy_get_page(
@@ -67,6 +68,19 @@ pub(crate) fn sum(event: usize) -> u64 {
 pub(crate) unsafe fn init() {
     // SAFETY: By the safety requirements nothing reads the key yet.
     unsafe { anon_vma_lazy_shim_init() };
+}
+
+/// Has lockdep find allocations under `lock`, as reclaim may want it. May sleep.
+///
+/// # Safety
+///
+/// The lock is initialized.
+#[inline]
+pub(crate) unsafe fn taken_by_reclaim(lock: *mut bindings::rw_semaphore) {
+    if cfg!(CONFIG_LOCKDEP) {
+        // SAFETY: By the safety requirements.
+        unsafe { anon_vma_lazy_taken_by_reclaim(lock) };
+    }
 }
 
 /// A name for the object that does not tell where it is; never 0. Any context.
