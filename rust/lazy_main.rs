@@ -102,11 +102,28 @@ module! {
             default: 0,
             description: "For tests, with CONFIG_KUNIT: sleep so long in each first fault (default: 0)",
         },
+        test_pin_ms: u16 {
+            default: 0,
+            description: "For tests, with CONFIG_KUNIT: rmap walks sleep so long between the pin on a root and its lock (default: 0)",
+        },
         test_break: u16 {
             default: 0,
             description: "For tests, with CONFIG_KUNIT: 1 makes rmap walks miss all children (default: 0)",
         },
     },
+}
+
+/// Sleeps for so many milliseconds, in which a test has something else happen. May sleep.
+#[cfg(CONFIG_KUNIT)]
+fn stall(delay: u16) {
+    use kernel::time::{
+        delay::fsleep,
+        Delta, //
+    };
+
+    if delay != 0 {
+        fsleep(Delta::from_millis(delay.into()));
+    }
 }
 
 /// The loaded module.

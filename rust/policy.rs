@@ -34,11 +34,6 @@ use crate::{
     },
 };
 use kernel::prelude::*;
-#[cfg(CONFIG_KUNIT)]
-use kernel::time::{
-    delay::fsleep,
-    Delta, //
-};
 
 /// The mode that `vm.anon_vma_lazy` shows and sets.
 pub(crate) static MODE: ModeCell = ModeCell::new();
@@ -63,8 +58,9 @@ pub(crate) enum Verdict {
 /// VMA that never merges with the others.
 pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
     stats::count(Event::FirstFault);
+    // For the test that unloads the module while a hook runs; `mmap_lock` is held meanwhile.
     #[cfg(CONFIG_KUNIT)]
-    stall();
+    crate::stall(crate::module_parameters::test_delay_ms.value());
     if vma.has_anon_vma() {
         stats::count(Event::Raced);
         return Ok(Verdict::Attached);
@@ -271,16 +267,5 @@ fn unmap_one(vma: Exclusive<'_>, lock: &Write<'_>, undo: bool) {
             start,
             end
         );
-    }
-}
-
-/// Sleeps for `test_delay_ms`, so that a test can unload the module while a hook runs.
-///
-/// Hooks may sleep; `mmap_lock` is held meanwhile.
-#[cfg(CONFIG_KUNIT)]
-fn stall() {
-    let delay = crate::module_parameters::test_delay_ms.value();
-    if delay != 0 {
-        fsleep(Delta::from_millis(delay.into()));
     }
 }

@@ -308,6 +308,9 @@ impl Walk {
                 unsafe { Root::unpin(cur.as_ptr()) };
             }
             stats::count(Event::Descend);
+            // For the test that has the mm of `next` go meanwhile: the pin may be all that is left.
+            #[cfg(CONFIG_KUNIT)]
+            crate::stall(crate::module_parameters::test_pin_ms.value());
 
             let lock = if skip {
                 next.try_read()
