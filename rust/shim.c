@@ -40,6 +40,13 @@ void anon_vma_lazy_taken_by_reclaim(struct rw_semaphore *lock)
 	fs_reclaim_release(GFP_KERNEL);
 }
 
+/* Whether the VMA tree is in RCU mode. Any context. */
+bool anon_vma_lazy_in_rcu_mode(struct mm_struct *mm)
+{
+	/* A writer may change other flags of the tree meanwhile. */
+	return data_race(mt_in_rcu(&mm->mm_mt));
+}
+
 /*
  * A name for an object that does not give its address away. Two objects may have
  * the same one, and one that is freed leaves it to the next at its place. Any context.

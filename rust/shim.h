@@ -12,6 +12,7 @@ struct rw_semaphore;
 
 void anon_vma_lazy_shim_init(void);
 void anon_vma_lazy_taken_by_reclaim(struct rw_semaphore *lock);
+bool anon_vma_lazy_in_rcu_mode(struct mm_struct *mm);
 u32 anon_vma_lazy_id(const void *address);
 pid_t anon_vma_lazy_pid(const struct mm_struct *mm);
 struct page *anon_vma_lazy_get_page(struct mm_struct *mm, unsigned long address);

@@ -24,6 +24,7 @@ use kernel::{
 extern "C" {
     fn anon_vma_lazy_shim_init();
     fn anon_vma_lazy_taken_by_reclaim(lock: *mut bindings::rw_semaphore);
+    fn anon_vma_lazy_in_rcu_mode(mm: *mut bindings::mm_struct) -> bool;
     fn anon_vma_lazy_id(address: *const c_void) -> u32;
     fn anon_vma_lazy_pid(mm: *const bindings::mm_struct) -> bindings::pid_t;
     fn anon_vma_lazy_get_page(
@@ -81,6 +82,14 @@ pub(crate) unsafe fn taken_by_reclaim(lock: *mut bindings::rw_semaphore) {
         // SAFETY: By the safety requirements.
         unsafe { anon_vma_lazy_taken_by_reclaim(lock) };
     }
+}
+
+/// Whether the VMA tree of the mm is in RCU mode, which is all that lets one read it without a lock.
+/// Any context.
+#[inline]
+pub(crate) fn in_rcu_mode(mm: &Mm) -> bool {
+    // SAFETY: By its type invariant the mm is valid.
+    unsafe { anon_vma_lazy_in_rcu_mode(mm.as_ptr()) }
 }
 
 /// A name for the object that does not tell where it is; never 0. Any context.

@@ -17,12 +17,14 @@ use crate::{
         family,
         state::State, //
     },
+    report::report_once,
     root::{
         Kept,
         Read,
         Root,
         Tree, //
     },
+    shim,
     stats,
     trace,
     vma::Area, //
@@ -211,6 +213,12 @@ impl Walk {
             return Some(area);
         }
 
+        if cfg!(CONFIG_DEBUG_VM) && !shim::in_rcu_mode(mm) {
+            report_once!(
+                "a walk is at a VMA tree that is not in RCU mode: root {:08x}\n",
+                lock.root().id()
+            );
+        }
         let rcu = rcu::read_lock();
         while pos <= last {
             let (area, next) = mm.lookup(pos, last, &rcu)?;
