@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -162,79 +161,66 @@ TEST(unload_waits_for_a_hook_that_sleeps)
 	EXPECT_EQ(status, 0);
 }
 
-/* In a lazy process, whose parent is gone: say which page frame is at @area, and go when told. */
-static void last_of_a_family(char *area, int frames, int go)
+/* Becomes lazy, makes a child that shares a huge page, and splits it. */
+static void split_a_shared_page(int ready, int go)
 {
-	int pagemap = open("/proc/self/pagemap", O_RDONLY);
-	uint64_t entry = 0;
-	char c;
+	const size_t size = 2 << 20;
+	char *area = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char range[64], c;
 
-	/* Until the root that the page is from has no mm any more. */
-	while (avl_counter("roots_orphaned") < 1)
-		usleep(1000);
-	if (pread(pagemap, &entry, 8, (uintptr_t)area / sysconf(_SC_PAGESIZE) * 8) != 8 ||
-	    !(entry >> 63))
+	area = (char *)(((uintptr_t)area + size - 1) & -size);
+	if (madvise(area, size, MADV_HUGEPAGE) || avl_write(AVL_SYSCTL, "1", 1))
 		_exit(1);
-	entry &= (1ULL << 55) - 1;
-	if (write(frames, &entry, 8) != 8)
-		_exit(1);
-	_exit(read(go, &c, 1) != 1);
+	area[0] = 1;
+	if (avl_write(AVL_SYSCTL, "0", 1))
+		_exit(2);
+	switch (fork()) {
+	case -1:
+		_exit(3);
+	case 0:
+		_exit(write(ready, "", 1) != 1 || read(go, &c, 1) != 1);
+	}
+	snprintf(range, sizeof(range), "%d,%#lx,%#lx", getpid(), (unsigned long)area,
+		 (unsigned long)area + size);
+	_exit(avl_write("/sys/kernel/debug/split_huge_pages", range, strlen(range)) ? 4 : 0);
 }
 
 /*
- * A walk is about to lock the last root of a family when the process of that goes. It drops the
- * last reference to it, and so to the root that it has begun with: of a process that is gone, and
- * locked by memory failure all the time. Whoever frees that has to wait for the lock.
+ * A walk that was about to lock the root of a child when that went drops the last reference to the
+ * root. Splitting a folio holds the lock of the root that its walks begin with all the time: who
+ * frees the other one, and waits for its lock, is better somebody else.
  */
-TEST(a_walk_may_drop_the_last_reference_to_where_it_began)
+TEST(a_walk_may_drop_the_last_reference_to_a_root)
 {
-	char path[] = "/sys/kernel/debug/hwpoison/corrupt-pfn", text[32];
-	int frames[2], go[2], status;
-	pid_t parent, child, injector, ended = 0;
-	char *area = avl_map_separate(1);
-	uint64_t frame = 0;
+	const long began = milliseconds();
+	int ready[2], go[2], status;
+	pid_t parent, ended = 0;
+	char c;
 
-	ASSERT_NE(area, NULL);
-	ASSERT_EQ(pipe(frames), 0);
+	ASSERT_EQ(pipe(ready), 0);
 	ASSERT_EQ(pipe(go), 0);
-	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	ASSERT_EQ(avl_load("enabled=0 test_pin_ms=1000"), 0);
 	parent = fork();
 	ASSERT_GE(parent, 0);
-	if (!parent) {
-		if (avl_write(AVL_SYSCTL, "1", 1))
-			_exit(1);
-		area[0] = 1;
-		if (avl_write(AVL_SYSCTL, "0", 1))
-			_exit(1);
-		child = fork();
-		if (!child)
-			last_of_a_family(area, frames[1], go[0]);
-		_exit(child < 0);
-	}
-	ASSERT_EQ(waitpid(parent, &status, 0), parent);
-	ASSERT_EQ(status, 0);
-	ASSERT_EQ(read(frames[0], &frame, 8), 8);
-	injector = fork();
-	ASSERT_GE(injector, 0);
-	if (!injector) {
-		/* What becomes of the page is not what this is about. */
-		snprintf(text, sizeof(text), "%#llx", (unsigned long long)frame);
-		avl_write(path, text, strlen(text));
-		_exit(0);
-	}
-	/* It sleeps in the walk now. */
-	usleep(300000);
+	if (!parent)
+		split_a_shared_page(ready[1], go[0]);
+	ASSERT_EQ(read(ready[0], &c, 1), 1);
+	/* The walk sleeps with a pin on the child's root now. It keeps the root, and no more. */
+	while (avl_counter("walk_descend") < 1 && milliseconds() - began < 30000)
+		usleep(1000);
+	ASSERT_GE(avl_counter("walk_descend"), 1);
 	ASSERT_EQ(write(go[1], "", 1), 1);
-	child = wait(&status);
-	EXPECT_NE(child, injector);
-	EXPECT_EQ(status, 0);
-	EXPECT_EQ(waitpid(injector, &status, WNOHANG), 0);
+	while (avl_counter("root_detach") < 1 && milliseconds() - began < 30000)
+		usleep(1000);
+	EXPECT_EQ(avl_counter("root_detach"), 1);
+	EXPECT_EQ(avl_counter("root_free"), 0);
 	for (int i = 0; i < 300 && !ended; i++) {
 		usleep(100000);
-		ended = waitpid(injector, &status, WNOHANG);
+		ended = waitpid(parent, &status, WNOHANG);
 	}
-	EXPECT_EQ(ended, injector);
+	ASSERT_EQ(ended, parent);
+	EXPECT_EQ(status, 0);
 	EXPECT_EQ(avl_unload_soon(), 0);
 }
 
