@@ -1232,8 +1232,7 @@ static bool frame_of(int pagemap, volatile char *at, uint64_t *frame)
 TEST_F(rmap, idle_pages_and_pagemap)
 {
 	char *area = map_at(NULL, NR * self->page);
-	uint64_t entry, bits = ~0ULL;
-	int pagemap, bitmap;
+	int pagemap, bitmap, checked = 0;
 
 	ASSERT_NE(area, NULL);
 	fill(area, NR, 1, 1);
@@ -1243,17 +1242,26 @@ TEST_F(rmap, idle_pages_and_pagemap)
 	bitmap = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 	ASSERT_GE(pagemap, 0);
 	ASSERT_GE(bitmap, 0);
-	ASSERT_TRUE(frame_of(pagemap, area, &entry));
-	ASSERT_EQ(pwrite(bitmap, &bits, 8, entry / 64 * 8), 8);
-	ASSERT_EQ(pread(bitmap, &bits, 8, entry / 64 * 8), 8);
-	EXPECT_TRUE(bits >> (entry % 64) & 1);
-	/* The TLB may still have it as accessed: protecting it flushes that. */
-	ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ), 0);
-	ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
-	area[0] = 2;
-	ASSERT_TRUE(frame_of(pagemap, area, &entry));
-	ASSERT_EQ(pread(bitmap, &bits, 8, entry / 64 * 8), 8);
-	EXPECT_FALSE(bits >> (entry % 64) & 1);
+	for (char *at = area; at < area + NR * self->page && !checked; at += self->page) {
+		uint64_t entry, bits = ~0ULL;
+
+		ASSERT_TRUE(frame_of(pagemap, at, &entry));
+		/* The last frames of memory have no bits, if there are less than 64. */
+		if (pwrite(bitmap, &bits, 8, entry / 64 * 8) != 8 ||
+		    pread(bitmap, &bits, 8, entry / 64 * 8) != 8)
+			continue;
+		EXPECT_TRUE(bits >> (entry % 64) & 1);
+		/* The TLB may still have it as accessed: protecting it flushes that. */
+		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ), 0);
+		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
+		*at = 2;
+		ASSERT_TRUE(frame_of(pagemap, at, &entry));
+		if (pread(bitmap, &bits, 8, entry / 64 * 8) != 8)
+			continue;
+		EXPECT_FALSE(bits >> (entry % 64) & 1);
+		checked++;
+	}
+	EXPECT_EQ(checked, 1);
 	EXPECT_SOUND();
 	close(pagemap);
 	close(bitmap);

@@ -169,6 +169,14 @@ class Emulator(unittest.TestCase):
         self.assertEqual(self.cpu("release"), "max")
 
 
+class Warnings(unittest.TestCase):
+    def test_those_of_the_compiler(self):
+        text = ("make[4]: warning: jobserver unavailable: using -j1.\n"
+                "  CC      mm/rmap.o\nmm/rmap.c:1:2: warning: unused variable 'x'\n")
+        self.assertEqual(check.compiler_warnings(text),
+                         ["mm/rmap.c:1:2: warning: unused variable 'x'"])
+
+
 class Trees(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.TemporaryDirectory()
