@@ -1476,6 +1476,8 @@ TEST_F_TIMEOUT(rmap, moves_home_against_migration, 300)
 	fill(home, NR, 1, 2);
 	fill(stays, NR, 1, 3);
 	ASSERT_EQ(mremap(low, 2 * half, 2 * half, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
+	/* Else the stack of a thread would be put below @stays, where half of it comes home to. */
+	ASSERT_EQ(mmap(low, half, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), low);
 	ASSERT_EQ(pthread_create(&threads[0], NULL, shake, &s), 0);
 	ASSERT_EQ(pthread_create(&threads[1], NULL, shake, &t), 0);
 	for (; time(NULL) < end || moved < 20; moved++) {
