@@ -618,7 +618,7 @@ TEST_F_TIMEOUT(fail, while_pages_move, 1200)
 /* VMAs of which two neighbours go: so many that some of them are in the same node of the tree. */
 #define SEPARATE 24
 
-static bool failslab(const char *name, const char *value)
+static bool set_failslab(const char *name, const char *value)
 {
 	char path[64];
 
@@ -666,7 +666,7 @@ TEST(munmap_that_fails_behind_its_marks)
 	page = sysconf(_SC_PAGESIZE);
 	ASSERT_TRUE(lazy_mode());
 	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
-	ASSERT_TRUE(failslab("task-filter", "Y") && failslab("probability", "100"));
+	ASSERT_TRUE(set_failslab("task-filter", "Y") && set_failslab("probability", "100"));
 	for (int first = 0; first < SEPARATE - 1; first += 3) {
 		for (int nodes = 0; nodes < MANY; nodes++, nr++) {
 			char space[16];
@@ -674,7 +674,7 @@ TEST(munmap_that_fails_behind_its_marks)
 			pid_t pid;
 
 			snprintf(space, sizeof(space), "%ld", nodes * node);
-			ASSERT_TRUE(failslab("space", space) && failslab("times", "2"));
+			ASSERT_TRUE(set_failslab("space", space) && set_failslab("times", "2"));
 			pid = fork();
 			ASSERT_GE(pid, 0);
 			if (!pid)
@@ -688,8 +688,8 @@ TEST(munmap_that_fails_behind_its_marks)
 			failed += WEXITSTATUS(status) == FAILED;
 		}
 	}
-	ASSERT_TRUE(failslab("probability", "0") && failslab("task-filter", "N"));
-	ASSERT_TRUE(failslab("space", "0"));
+	ASSERT_TRUE(set_failslab("probability", "0") && set_failslab("task-filter", "N"));
+	ASSERT_TRUE(set_failslab("space", "0"));
 	TH_LOG("%d times two allocations, %d times needed, %lld marks taken back", nr, failed,
 	       avl_counter("vma_undone") - undone);
 	EXPECT_GT(failed, 0);
