@@ -29,7 +29,7 @@ LEAKY = "each_of_the_module"
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
-CYCLES = {"release": 100, "debug": 20}
+CYCLES = {"release": 100, "debug": 8}
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
 # While pages move, fork and so on fail at each allocation, but in so many rounds: all of them in
