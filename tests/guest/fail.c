@@ -601,7 +601,8 @@ TEST_F_TIMEOUT(fail, while_pages_move, 1200)
 		nr = fail_each(&variant->op, &failed, 1 + rounds % stride, stride);
 		rounds++;
 		sum += nr;
-	} while (nr >= 0 && (time(NULL) - began < 10 || rounds < 2 || !board->reclaimed));
+	} while (nr >= 0 && (time(NULL) - began < 5 || rounds < 2 || !board->reclaimed ||
+			     board->migrated <= COMMON_PAGES));
 	board->stop = 1;
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
