@@ -31,7 +31,7 @@ void anon_vma_lazy_shim_init(void)
 
 /*
  * Tell lockdep that reclaim takes this lock. It does when it unmaps a page and the lock
- * is contended; else a trylock succeeds, from which lockdep learns nothing. May sleep.
+ * is contended; else a trylock succeeds, from which lockdep learns no order. May sleep.
  */
 void anon_vma_lazy_taken_by_reclaim(struct rw_semaphore *lock)
 {

@@ -162,13 +162,15 @@ TEST(unload_waits_for_a_hook_that_sleeps)
 }
 
 /* Becomes lazy, makes a child that shares a huge page, and splits it. */
-static void split_a_shared_page(int ready, int go)
+static void split_a_shared_page(const int *ready, const int *go)
 {
 	const size_t size = 2 << 20;
 	char *area = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char range[64], c;
 
+	/* If the test fails, the child reads an end of file. */
+	close(go[1]);
 	area = (char *)(((uintptr_t)area + size - 1) & -size);
 	if (madvise(area, size, MADV_HUGEPAGE) || avl_write(AVL_SYSCTL, "1", 1))
 		_exit(1);
@@ -179,7 +181,7 @@ static void split_a_shared_page(int ready, int go)
 	case -1:
 		_exit(3);
 	case 0:
-		_exit(write(ready, "", 1) != 1 || read(go, &c, 1) != 1);
+		_exit(write(ready[1], "", 1) != 1 || read(go[0], &c, 1) != 1);
 	}
 	snprintf(range, sizeof(range), "%d,%#lx,%#lx", getpid(), (unsigned long)area,
 		 (unsigned long)area + size);
@@ -200,11 +202,11 @@ TEST(a_walk_may_drop_the_last_reference_to_a_root)
 
 	ASSERT_EQ(pipe(ready), 0);
 	ASSERT_EQ(pipe(go), 0);
-	ASSERT_EQ(avl_load("enabled=0 test_pin_ms=1000"), 0);
+	ASSERT_EQ(avl_load("enabled=0 test_pin_ms=3000"), 0);
 	parent = fork();
 	ASSERT_GE(parent, 0);
 	if (!parent)
-		split_a_shared_page(ready[1], go[0]);
+		split_a_shared_page(ready, go);
 	ASSERT_EQ(read(ready[0], &c, 1), 1);
 	/* The walk sleeps with a pin on the child's root now. It keeps the root, and no more. */
 	while (avl_counter("walk_descend") < 1 && milliseconds() - began < 30000)

