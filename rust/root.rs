@@ -353,7 +353,7 @@ impl RootRef {
         // SAFETY: The constructor has initialized the object, and nobody else has it yet: lockless
         // lookups fail while its count is zero.
         let this = unsafe { root.as_ref() };
-        // SAFETY: Initialized by the constructor.
+        // SAFETY: By the type invariants the rwsem is initialized, in free objects too.
         unsafe { shim::taken_by_reclaim(this.rwsem()) };
         // INVARIANT: The count is zero and the root in no list: this is the only function that has it,
         // and the mm that it gets it lets go by `Write::detach()` only.

@@ -37,6 +37,8 @@ void anon_vma_lazy_taken_by_reclaim(struct rw_semaphore *lock)
 {
 	fs_reclaim_acquire(GFP_KERNEL);
 	might_lock_read(lock);
+	/* As a walk takes that of a descendant: Root::read(). */
+	might_lock_nested(lock, SINGLE_DEPTH_NESTING);
 	fs_reclaim_release(GFP_KERNEL);
 }
 

@@ -213,6 +213,7 @@ impl Walk {
             return Some(area);
         }
 
+        // By the invariant of `Root::mm`, which rests on fork and exit_mmap().
         if cfg!(CONFIG_DEBUG_VM) && !shim::in_rcu_mode(mm) {
             report_once!(
                 "a walk is at a VMA tree that is not in RCU mode: root {:08x}\n",
