@@ -664,6 +664,7 @@ TEST(munmap_that_fails_behind_its_marks)
 	const long undone = avl_counter("vma_undone"), node = 256;
 	int failed = 0, nr = 0;
 
+	avl_case(_metadata->name);
 	page = sysconf(_SC_PAGESIZE);
 	ASSERT_TRUE(lazy_mode());
 	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));

@@ -195,14 +195,15 @@ static void split_a_shared_page(const int *ready, const int *go)
  */
 TEST(a_walk_may_drop_the_last_reference_to_a_root)
 {
-	const long began = milliseconds();
+	const long began = milliseconds(), pin = 5000;
 	int ready[2], go[2], status;
+	long descended;
 	pid_t parent, ended = 0;
 	char c;
 
 	ASSERT_EQ(pipe(ready), 0);
 	ASSERT_EQ(pipe(go), 0);
-	ASSERT_EQ(avl_load("enabled=0 test_pin_ms=3000"), 0);
+	ASSERT_EQ(avl_load("enabled=0 test_pin_ms=5000"), 0);
 	parent = fork();
 	ASSERT_GE(parent, 0);
 	if (!parent)
@@ -211,12 +212,16 @@ TEST(a_walk_may_drop_the_last_reference_to_a_root)
 	/* The walk sleeps with a pin on the child's root now. It keeps the root, and no more. */
 	while (avl_counter("walk_descend") < 1 && milliseconds() - began < 30000)
 		usleep(1000);
+	descended = milliseconds();
 	ASSERT_GE(avl_counter("walk_descend"), 1);
 	ASSERT_EQ(write(go[1], "", 1), 1);
 	while (avl_counter("root_detach") < 1 && milliseconds() - began < 30000)
 		usleep(1000);
 	EXPECT_EQ(avl_counter("root_detach"), 1);
+	/* The process lets go soon after that; what keeps the root then is the pin. */
+	usleep(300000);
 	EXPECT_EQ(avl_counter("root_free"), 0);
+	EXPECT_LT(milliseconds() - descended, pin);
 	for (int i = 0; i < 300 && !ended; i++) {
 		usleep(100000);
 		ended = waitpid(parent, &status, WNOHANG);
