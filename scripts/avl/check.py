@@ -182,10 +182,12 @@ def guest_options(mode, variant, tests, limit):
     if "lifetime" in tests and variant in CYCLES:
         options += f" avl.cycles={CYCLES[variant]}"
     # SLUB's checks of each object, on top of KASAN's, take a sixth of the time of a debug kernel.
-    slab = ["-"] if variant == "debug" and not thorough(tests) else []
+    all_checks = variant == "debug" and thorough(tests)
+    slab = ["-"] if variant == "debug" and not all_checks else []
     if mode == "lazy":
-        # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
-        slab.append("F,anon_vma*,vm_area_struct")
+        # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact. A cache
+        # that is named has the checks that are named with it, and no others.
+        slab.append(f"{'FZPU' if all_checks else 'F'},anon_vma*,vm_area_struct")
     if slab:
         options += f" slab_debug={';'.join(slab)}"
     if mode == "lazy":

@@ -33,7 +33,7 @@ class Machine(NamedTuple):
 # An out-of-tree module, and in-kernel tests.
 EXPECTED_TAINT = 1 << 12 | 1 << 18
 # Kernels with KASAN get a CPU without 5-level page tables: identify_cpu() clears the feature bits
-# and reads them again, and KASAN tells from that bit where the direct map begins. An interrupt in
+# and reads them again, and KASAN tells by LA57 where the direct map begins. An interrupt in
 # between has an access to the direct map, or to its stack, reported as wild.
 FOUR_LEVELS = ("debug",)
 CONSOLE = {"x86_64": "ttyS0", "arm64": "ttyAMA0"}

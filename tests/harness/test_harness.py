@@ -362,7 +362,7 @@ class Selection(unittest.TestCase):
             os.environ.pop("STRIDE", None)
             os.environ.pop("TESTS", None)
             self.assertIn("slab_debug=-;F,anon_vma*,vm_area_struct", options(["fail"]))
-            self.assertIn("slab_debug=F,anon_vma*,vm_area_struct", options(["fail", "leaks"]))
+            self.assertIn("slab_debug=FZPU,anon_vma*,vm_area_struct", options(["fail", "leaks"]))
             self.assertIn("avl.stride=1", options(["fail/fail.split.while_pages_move"]))
             self.assertIn(f"avl.stride={check.STRIDE}", options(["fail/-T:each_of_the_module"]))
 
