@@ -461,6 +461,27 @@ ok 3 # SKIP no room
                                                "x86_64")
                 self.assertEqual([r.status for r in results], [wanted], (variant, now))
 
+    def test_unsteady_only_if_the_base_has_that_outcome(self):
+        runs = {"base": {"ksm": {"a": "ok"}}, "on": {"ksm": {"a": "not ok"}}}
+        _, rows = selftests.compare(runs, "x86_64")
+        self.assertEqual(selftests.differing(rows), (["ksm"], {"base", "on"}))
+        for seen, wanted in ((["ok", "not ok"], "passed"), (["ok", "ok"], "failed"),
+                             (["ok", "SKIP"], "failed"), ([], "failed")):
+            found = {f"ksm@{n}": {"a": status} for n, status in enumerate(seen)}
+            again = {"base": selftests.outcomes(found),
+                     "on": selftests.outcomes({"ksm@1": {"a": "not ok"}})}
+            results, rows = selftests.compare(runs, "x86_64", again)
+            self.assertEqual([r.status for r in results], [wanted], seen)
+        # More runs of what differs say nothing of the base, if it was not run again.
+        results, _ = selftests.compare(runs, "x86_64", {"on": again["on"]})
+        self.assertEqual([r.status for r in results], ["failed"])
+
+    def test_counts_are_no_part_of_a_name(self):
+        line = "ok 1 transact_test Extra pages {} (0.4%), extra thread faults {}.\n"
+        first, second = (selftests.parse(f"## begin p\n{line.format(*numbers)}## end p 0 1\n")
+                         for numbers in ((112, 494), (7, 4094)))
+        self.assertEqual(first, second)
+
 
 class Report(unittest.TestCase):
     """The page of what was tried."""
