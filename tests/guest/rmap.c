@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "kselftest_harness.h"
+#include "inside.h"
 #include "rmap.h"
 
 #ifndef MADV_COLLAPSE
@@ -467,6 +468,33 @@ TEST_F(rmap, several_vmas_moved_at_once_after_fork)
 	free(text);
 	close(fd);
 	unlink("/tmp/rmap-several");
+}
+
+/*
+ * A child's VMA that is unfaulted and yet not natural: its first fault links it, as a walk
+ * would look for it where it was before it was moved.
+ */
+TEST_F(rmap, wiped_child_of_a_moved_vma_faults)
+{
+	char *a = map_at(NULL, NR * self->page), *b = room(NR);
+
+	ASSERT_NE(a, NULL);
+	ASSERT_NE(b, NULL);
+	fill(a, NR, 1, 1);
+	ASSERT_EQ(mremap(a, NR * self->page, NR * self->page, MREMAP_MAYMOVE | MREMAP_FIXED, b), b);
+	ASSERT_EQ(madvise(b, NR * self->page, MADV_WIPEONFORK), 0);
+	KIN(&self->f, ({
+		bool wiped = !b[0] && !b[(NR - 1) * self->page];
+
+		fill(b, NR, 1, 3);
+		wiped && (!self->lazy || !strncmp(inside_vma(0, b), "linked", 6)) &&
+			!madvise(b, NR * self->page, MADV_KEEPONFORK) &&
+			KIN(&self->f, filled(b, NR, 1, 3)) > 0 &&
+			move_to_node(0, b, NR, 1) == NR && filled(b, NR, 1, 3);
+	}));
+	ASSERT_TRUE(family_await(&self->f, 2));
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(b, NR, 1, 1));
 }
 
 /*
