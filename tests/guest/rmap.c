@@ -525,6 +525,62 @@ TEST_F(rmap, wiped_child_of_a_moved_vma_merges)
 	EXPECT_SOUND();
 }
 
+/*
+ * NR pages that were faulted beside NR that were not, below them or above, become one VMA: the
+ * latter get the anon_vma by that, and not by a fault. NULL unless that went well.
+ */
+static char *merge_with_unfaulted(size_t page, bool lazy, bool below)
+{
+	size_t half = NR * page;
+	/* With a page on each side that keeps other neighbours away. */
+	char *all = mmap(NULL, 2 * half + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *area = all + page, *faulted = area + (below ? half : 0);
+	char *other = area + (below ? 0 : half);
+
+	if (all == MAP_FAILED || mprotect(other, half, PROT_READ | PROT_WRITE) ||
+	    mprotect(faulted, half, PROT_READ | PROT_WRITE | PROT_EXEC))
+		return NULL;
+	fill(faulted, NR, 1, 1);
+	if (lazy && strcmp(inside_vma(0, other), "unfaulted"))
+		return NULL;
+	if (mprotect(faulted, half, PROT_READ | PROT_WRITE) ||
+	    count_vmas(area, area + 2 * half) != 1)
+		return NULL;
+	if (lazy && strcmp(inside_vma(0, other), "lazy"))
+		return NULL;
+	fill(other, NR, 1, 2);
+	return filled(faulted, NR, 1, 1) ? faulted : NULL;
+}
+
+TEST_F(rmap, merges_with_an_unfaulted_neighbour)
+{
+	for (int below = 0; below < 2; below++) {
+		/* One before fork, one of the parent behind it, one of the child's own. */
+		char *alone = merge_with_unfaulted(self->page, self->lazy, below), *later;
+		long other = (below ? -1 : 1) * (long)(NR * self->page);
+
+		ASSERT_NE(alone, NULL);
+		KIN(&self->f, ({
+			char *own = merge_with_unfaulted(self->page, self->lazy, below);
+
+			own && filled(alone, NR, 1, 1) && filled(alone + other, NR, 1, 2) &&
+				KIN(&self->f, filled(own, NR, 1, 1) &&
+				    filled(own + other, NR, 1, 2)) > 0 &&
+				move_to_node(0, own + other, NR, 1) == NR;
+		}));
+		ASSERT_TRUE(family_await(&self->f, 2));
+		later = merge_with_unfaulted(self->page, self->lazy, below);
+		ASSERT_NE(later, NULL);
+		EXPECT_SOUND();
+		EXPECT_EQ(move_to_node(0, alone + other, NR, 1), NR);
+		EXPECT_EQ(move_to_node(0, later + other, NR, 1), NR);
+		KIN(&self->f, filled(later, NR, 1, 1) && filled(later + other, NR, 1, 2));
+		ASSERT_TRUE(family_await(&self->f, 1));
+		EXPECT_SOUND();
+		EXPECT_TRUE(filled(alone + other, NR, 1, 2));
+	}
+}
+
 TEST_F(rmap, madvise_in_a_family)
 {
 	char *area = map_at(NULL, 8 * NR * self->page);
