@@ -227,7 +227,8 @@ static volatile int *step;	/* shared by all: how far they may go */
 
 static bool await_step(int n)
 {
-	return WAIT_FOR(*step >= n, 25);
+	/* As long as a test may take: a debug kernel on a busy machine needs it. */
+	return WAIT_FOR(*step >= n, 150);
 }
 
 /* Say that this member is as far as the family waits for it to be. */
@@ -2406,7 +2407,7 @@ static void storm(struct __test_metadata *_metadata, struct family *f, bool (*st
 		for (int i = 0; i < WORKERS; i++)
 			ASSERT_GT(KIN(f, work(start, operate, round)), 0);
 		/* A debug kernel in an emulator does few of them in three seconds. */
-		while (now() < end || (*storm_ops <= 60 * round && now() < end + 60)) {
+		while (now() < end || (*storm_ops <= 60 * round && now() < end + 200)) {
 			disturb(n++);
 			usleep(2000);
 		}
@@ -2503,7 +2504,7 @@ static void migrate_and_reclaim(unsigned int n)
 		put("/proc/sys/vm/compact_memory", "1");
 }
 
-TEST_F_TIMEOUT(features, storm_of_mremap, 240)
+TEST_F_TIMEOUT(features, storm_of_mremap, 600)
 {
 	long out = event("pswpout"), migrated = event("pgmigrate_success");
 
@@ -2573,7 +2574,7 @@ static void merge_and_unmerge(unsigned int n)
 		put("/proc/sys/vm/compact_memory", "1");
 }
 
-TEST_F_TIMEOUT(features, storm_of_ksm, 240)
+TEST_F_TIMEOUT(features, storm_of_ksm, 600)
 {
 	long copied = event("cow_ksm");
 
@@ -2658,7 +2659,7 @@ static void split_and_compact(unsigned int n)
 		put("/proc/sys/vm/compact_memory", "1");
 }
 
-TEST_F_TIMEOUT(features, storm_of_huge_pages, 240)
+TEST_F_TIMEOUT(features, storm_of_huge_pages, 600)
 {
 	long splits = event("thp_split_page"), collapses = event("thp_collapse_alloc");
 
@@ -2695,7 +2696,7 @@ static void compact(unsigned int n)
 	put("/proc/sys/vm/compact_memory", "1");
 }
 
-TEST_F_TIMEOUT(features, storm_of_munmap_against_compaction, 240)
+TEST_F_TIMEOUT(features, storm_of_munmap_against_compaction, 600)
 {
 	long migrated = event("pgmigrate_success");
 
@@ -2726,7 +2727,7 @@ static void reclaim(unsigned int n)
 	reclaim_memory("1M");
 }
 
-TEST_F_TIMEOUT(features, storm_of_exit_against_reclaim, 240)
+TEST_F_TIMEOUT(features, storm_of_exit_against_reclaim, 600)
 {
 	long out = event("pswpout");
 
