@@ -79,7 +79,7 @@ LIMITS = {"uffd-unit-tests": 1800}
 GUEST_LIMIT = 7200
 # A test that differs is run so often again, on both kernels: it may be one that has two outcomes.
 AGAIN = 8
-# Not again: they take minutes, and others of these limits would come to hours.
+# Not again: one of these takes so long that eight would take hours.
 LONG = tuple(LIMITS)
 
 
@@ -236,10 +236,9 @@ def compare(runs, arch, again=None):
                 elif reasons:
                     results.append(Result(f"{other}/{name}", "passed"))
                     rows.append((name, base, was, other, now, f"expected: {reasons[0]}"))
-                elif unsteady(again, base, other, name, now):
+                elif why := unsteady(again, base, other, name, now):
                     results.append(Result(f"{other}/{name}", "passed"))
-                    rows.append((name, base, was, other, now,
-                                 unsteady(again, base, other, name, now)))
+                    rows.append((name, base, was, other, now, why))
                 else:
                     results.append(Result(f"{other}/{name}", "failed",
                                           f"{was} on {base}, {now} on {other}"))
