@@ -15,7 +15,7 @@ from .ktap import Result
 # The tests of a patched guest, in order; taint looks back on all of them.
 GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "inside", "who", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
-LAZY_TESTS = ("boot", "rmap", "features", "cost", "stress", "fail", "leaks", "taint")
+LAZY_TESTS = ("boot", "rmap", "states", "features", "cost", "stress", "fail", "leaks", "taint")
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
 # freed objects in its quarantine, so that what cost counts means nothing there.
 DEBUG_TESTS = ("fail", "leaks")
@@ -439,7 +439,7 @@ def unpatched(toolchain, arch):
     patched = Bench(toolchain, arch)
     results = refusal(toolchain, guests, arch, patched, "base")
     # The oracle and its tests have to hold without any of this, too: not patched, switched off.
-    tests = ("rmap", "features", "stress")
+    tests = ("rmap", "states", "features", "stress")
     for name, bench, mode in (("unpatched", Bench(toolchain, arch, "base", module=False), "check"),
                               ("off", patched, "off")):
         with Stage(f"oracle, {arch}, {name}"):

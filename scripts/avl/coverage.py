@@ -16,7 +16,7 @@ from .ktap import Result
 
 # As in make check, but for what loads and unloads a hundred times.
 PLAN = (("check", "coverage-check", ("boot", "kunit", "sysctl", "hook", "judge", "inside", "who")),
-        ("lazy", "coverage-lazy", ("rmap", "cost", "stress")),
+        ("lazy", "coverage-lazy", ("rmap", "states", "cost", "stress")),
         ("lazy", "coverage-features", ("features",)))
 CALLED = "__sanitizer_cov_trace_pc"
 # What the kernel calls, and what a walk and a transition are made of: each must have run.

@@ -12,9 +12,9 @@ EXPECTED = TOP / "tests/expected-races"
 # The kinds of guests and their tests: what is run on the kernel with the series, and on
 # the one without. A race needs time; the tests that only look at messages do not find any.
 PATCHED = (("check", "kcsan-lifetime", ("hook", "lifetime", "taint")),
-           ("lazy", "kcsan-rmap", ("rmap", "stress", "taint")),
+           ("lazy", "kcsan-rmap", ("rmap", "states", "stress", "taint")),
            ("lazy", "kcsan-features", ("features", "taint")))
-UNPATCHED = (("check", "kcsan-base-rmap", ("rmap", "stress")),
+UNPATCHED = (("check", "kcsan-base-rmap", ("rmap", "states", "stress")),
              ("check", "kcsan-base-features", ("features",)))
 # Seconds for a guest: several times as slow as without.
 LIMIT = 2700

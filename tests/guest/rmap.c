@@ -348,7 +348,7 @@ TEST_F(rmap, shrink_grow_and_dontunmap)
  * What one mremap() can move at once: @NR pages of several VMAs, with a hole. Two of
  * them are of a private file, a part of which is still the file's. From @at on:
  *
- *   4 pages RW, 4 R, 4 RW, never touched, 4 hole, 4 of a file, 2 of it R, 10 RW
+ *   4 pages RW, 4 R, 4 RW without a page, 4 hole, 4 of a file, 2 of it R, 10 RW
  */
 static bool several(char *at, int fd)
 {
@@ -422,7 +422,7 @@ TEST_F(rmap, several_vmas_moved_at_once)
 	ASSERT_EQ(move_several(far, home), home);
 	EXPECT_TRUE(several_are(home));
 	EXPECT_SOUND();
-	/* One that was never touched faults first where it is now. */
+	/* One that had no page, as it was split off, faults where it is now. */
 	fill(home + 8 * self->page, 4, 1, 8);
 	fill(home + 16 * self->page, 4, 1, 99);
 	KIN(&self->f, filled(home + 8 * self->page, 4, 1, 8) &&

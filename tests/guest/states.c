@@ -1,0 +1,840 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Each transition between the states of a VMA, in a process that is alone, in one
+ * that has descendants, and in a child: the state, where the mode is on, what the
+ * memory holds, and what the oracle says, before and after all of it has migrated.
+ * On a kernel without the module all but the states holds as well.
+ */
+#define _GNU_SOURCE
+#include <linux/mman.h>
+#include <pthread.h>
+#include <sys/uio.h>
+
+#include "kselftest_harness.h"
+#include "inside.h"
+#include "rmap.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+#define NR 32
+
+static bool lazy;
+static size_t page;
+
+/* What is said of a VMA is checked in whoever does something to it: the line that went wrong. */
+#define CHECK(cond) do {						\
+	if (!(cond)) {							\
+		printf("# line %d: %s\n", __LINE__, #cond);		\
+		fflush(stdout);						\
+		return __LINE__;					\
+	}								\
+} while (0)
+
+/* The VMA at @at is in that state. */
+#define STATE(at, wanted) do {						\
+	const char *state_ = lazy ? inside_vma(0, at) : "";		\
+									\
+	if (lazy && strcmp(state_, wanted)) {				\
+		printf("# line %d: %s\n", __LINE__, state_);		\
+		fflush(stdout);						\
+		return __LINE__;					\
+	}								\
+} while (0)
+
+/* In a child, which is gone when this returns; whether all went well there. */
+#define CHILD_DOES(act, area, away) ({					\
+	int status_ = -1;						\
+	pid_t pid_ = fork();						\
+									\
+	if (!pid_)							\
+		_exit((act)(area, away) != 0);				\
+	pid_ > 0 && waitpid(pid_, &status_, 0) == pid_ && !status_;	\
+})
+
+#define DO(call) do {							\
+	int line_ = (call);						\
+									\
+	if (line_)							\
+		return line_;						\
+} while (0)
+
+static bool access_is(char *at, size_t pages, int prot)
+{
+	return !mprotect(at, pages * page, prot);
+}
+
+static char *move(char *from, size_t pages, char *to)
+{
+	return mremap(from, pages * page, pages * page, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+}
+
+/* The VMAs of so many pages. */
+static int vmas(const char *at, size_t pages)
+{
+	return count_vmas(at, at + pages * page);
+}
+
+/*
+ * An area of NR pages, and room for as many, with a page before, between and behind them: all
+ * but the area has no access, so that nothing merges with what is in it.
+ */
+FIXTURE(states)
+{
+	struct family f;
+	char *area, *away;
+};
+
+enum who { ALONE, PARENT, CHILD };
+
+FIXTURE_VARIANT(states)
+{
+	enum who who;
+};
+
+FIXTURE_VARIANT_ADD(states, alone)
+{
+	.who = ALONE,
+};
+
+FIXTURE_VARIANT_ADD(states, parent)
+{
+	.who = PARENT,
+};
+
+FIXTURE_VARIANT_ADD(states, child)
+{
+	.who = CHILD,
+};
+
+static char *reserve(void)
+{
+	char *area = mmap(NULL, (2 * NR + 3) * page, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (area == MAP_FAILED || !access_is(area + page, NR, PROT_READ | PROT_WRITE))
+		return NULL;
+	return area + page;
+}
+
+FIXTURE_SETUP(states)
+{
+	avl_case(_metadata->name);
+	page = sysconf(_SC_PAGESIZE);
+	lazy = lazy_mode();
+	ASSERT_EQ(family_init(&self->f), 0);
+	self->area = reserve();
+	ASSERT_NE(self->area, NULL);
+	self->away = self->area + (NR + 1) * page;
+}
+
+FIXTURE_TEARDOWN(states)
+{
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+}
+
+typedef int act_t(char *area, char *away);
+
+/*
+ * @before in the test, @act in whom it is about, while the others stay as they are. Then
+ * what is there moves from node to node; pages that are not there do not count.
+ */
+static void play(struct __test_metadata *_metadata, FIXTURE_DATA(states) *self, enum who who,
+		 act_t *before, act_t *act)
+{
+	char *area = self->area, *away = self->away;
+	struct family *f = &self->f;
+
+	if (before)
+		ASSERT_EQ(before(area, away), 0);
+	if (who == CHILD) {
+		KIN(f, !act(area, away) && KIN(f, true) > 0 &&
+		    move_to_node(0, area, NR, 1) >= 0 && move_to_node(0, away, NR, 1) >= 0);
+		ASSERT_TRUE(family_await(f, 2));
+	} else {
+		if (who == PARENT) {
+			KIN(f, KIN(f, true) > 0);
+			ASSERT_TRUE(family_await(f, 2));
+		}
+		ASSERT_EQ(act(area, away), 0);
+	}
+	EXPECT_SOUND();
+	for (int node = 1; node >= 0; node--) {
+		EXPECT_GE(move_to_node(0, area, NR, node), 0);
+		EXPECT_GE(move_to_node(0, away, NR, node), 0);
+		EXPECT_SOUND();
+	}
+	/* One more generation of what has come of it. */
+	KIN(f, true);
+	ASSERT_TRUE(family_await(f, 1));
+	EXPECT_SOUND();
+}
+
+#define PLAY(before, act) play(_metadata, self, variant->who, before, act)
+
+static int fault(char *area, char *away)
+{
+	CHECK(fill(area, NR, 1, 1));
+	STATE(area, "lazy");
+	return 0;
+}
+
+static int fault_and_move(char *area, char *away)
+{
+	DO(fault(area, away));
+	CHECK(move(area, NR, away) == away);
+	STATE(away, "linked moved");
+	return 0;
+}
+
+static int first_fault(char *area, char *away)
+{
+	STATE(area, "unfaulted");
+	/* A read maps the page of zeros, which is nobody's. */
+	CHECK(!((volatile char *)area)[page]);
+	STATE(area, "unfaulted");
+	DO(fault(area, away));
+	CHECK(filled(area, NR, 1, 1));
+	return 0;
+}
+
+TEST_F(states, first_fault)
+{
+	PLAY(NULL, first_fault);
+}
+
+static int split_and_merge(char *area, char *away)
+{
+	CHECK(access_is(area + 8 * page, 8, PROT_READ));
+	CHECK(vmas(area, NR) == 3);
+	STATE(area, "lazy");
+	STATE(area + 8 * page, "lazy");
+	STATE(area + 16 * page, "lazy");
+	CHECK(filled(area, NR, 1, 1));
+	CHECK(access_is(area + 8 * page, 8, PROT_READ | PROT_WRITE));
+	CHECK(!lazy || vmas(area, NR) == 1);
+	STATE(area, "lazy");
+	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 3, 5));
+	return 0;
+}
+
+TEST_F(states, lazy_splits_and_merges)
+{
+	PLAY(fault, split_and_merge);
+}
+
+/* Each part of a Linked VMA is linked on its own; what merges again has one link. */
+static int linked_splits_and_merges(char *area, char *away)
+{
+	STATE(away, "linked moved");
+	CHECK(access_is(away + 8 * page, 8, PROT_READ));
+	CHECK(vmas(away, NR) == 3);
+	STATE(away, "linked moved");
+	STATE(away + 8 * page, "linked moved");
+	STATE(away + 16 * page, "linked moved");
+	CHECK(filled(away, NR, 1, 1));
+	CHECK(access_is(away + 8 * page, 8, PROT_READ | PROT_WRITE));
+	CHECK(!lazy || vmas(away, NR) == 1);
+	STATE(away, "linked moved");
+	CHECK(filled(away, NR, 1, 1) && fill(away, NR, 3, 5));
+	return 0;
+}
+
+TEST_F(states, linked_splits_and_merges)
+{
+	PLAY(fault_and_move, linked_splits_and_merges);
+}
+
+/* Home again it is at its address, and linked all the same, as are its parts. */
+static int comes_home(char *area, char *away)
+{
+	CHECK(move(away, NR, area) == area);
+	STATE(area, "linked");
+	CHECK(filled(area, NR, 1, 1));
+	CHECK(access_is(area + 8 * page, 8, PROT_READ));
+	STATE(area, "linked");
+	STATE(area + 8 * page, "linked");
+	CHECK(move(area, 4, away) == away);
+	STATE(away, "linked moved");
+	STATE(area + 4 * page, "linked");
+	CHECK(filled(away, 4, 1, 1) && filled(area + 4 * page, NR - 4, 1, 29));
+	return 0;
+}
+
+TEST_F(states, linked_comes_home)
+{
+	PLAY(fault_and_move, comes_home);
+}
+
+static int fault_half_and_move(char *area, char *away)
+{
+	CHECK(!mprotect(area + NR / 2 * page, NR / 2 * page, PROT_NONE));
+	CHECK(fill(area, NR / 2, 1, 1) && move(area, NR / 2, away) == away);
+	CHECK(access_is(area + NR / 2 * page, NR / 2, PROT_READ | PROT_WRITE));
+	STATE(area + NR / 2 * page, "unfaulted");
+	return 0;
+}
+
+/* It merges with one that was never faulted, which is linked by that. */
+static int comes_home_beside_an_unfaulted_one(char *area, char *away)
+{
+	CHECK(move(away, NR / 2, area) == area);
+	CHECK(vmas(area, NR) == 1);
+	STATE(area, "linked");
+	STATE(area + NR / 2 * page, "linked");
+	CHECK(filled(area, NR / 2, 1, 1) && fill(area + NR / 2 * page, NR / 2, 1, 2));
+	return 0;
+}
+
+TEST_F(states, linked_comes_home_beside_an_unfaulted_one)
+{
+	PLAY(fault_half_and_move, comes_home_beside_an_unfaulted_one);
+}
+
+/* It merges with those that it was a part of, and is found as they are. */
+static int comes_home_between_lazy_ones(char *area, char *away)
+{
+	CHECK(move(area + 8 * page, 4, away) == away);
+	STATE(away, "linked moved");
+	CHECK(!lazy || vmas(area, NR) == 2);
+	CHECK(move(away, 4, area + 8 * page) == area + 8 * page);
+	STATE(area + 8 * page, "lazy");
+	CHECK(!lazy || vmas(area, NR) == 1);
+	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 5, 9));
+	return 0;
+}
+
+TEST_F(states, linked_comes_home_between_lazy_ones)
+{
+	PLAY(fault, comes_home_between_lazy_ones);
+}
+
+/* Into room behind it, which is no VMA then. */
+static int grow(char *at, const char *state)
+{
+	CHECK(!munmap(at + NR / 2 * page, NR / 2 * page));
+	CHECK(mremap(at, NR / 2 * page, NR * page, 0) == at);
+	CHECK(vmas(at, NR) == 1);
+	STATE(at, state);
+	STATE(at + (NR - 1) * page, state);
+	CHECK(filled(at, NR / 2, 1, 1) && fill(at + NR / 2 * page, NR / 2, 1, 3));
+	STATE(at + (NR - 1) * page, state);
+	/* And back; what is cut off is gone. */
+	CHECK(mremap(at, NR * page, NR / 4 * page, 0) == at);
+	STATE(at, state);
+	STATE(at + NR / 4 * page, "nothing");
+	CHECK(filled(at, NR / 4, 1, 1));
+	return 0;
+}
+
+static int lazy_grows_and_shrinks(char *area, char *away)
+{
+	return grow(area, "lazy");
+}
+
+TEST_F(states, lazy_grows_and_shrinks)
+{
+	PLAY(fault, lazy_grows_and_shrinks);
+}
+
+static int linked_grows_and_shrinks(char *area, char *away)
+{
+	return grow(away, "linked moved");
+}
+
+TEST_F(states, linked_grows_and_shrinks)
+{
+	PLAY(fault_and_move, linked_grows_and_shrinks);
+}
+
+/* MREMAP_DONTUNMAP: the source stays, without its pages. */
+static char *move_and_keep(char *from, size_t pages, char *to)
+{
+	return mremap(from, pages * page, pages * page,
+		      MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
+}
+
+/* The source of a part is a part of a VMA that has its root on. */
+static int dontunmap_of_a_part(char *area, char *away)
+{
+	CHECK(move_and_keep(area + 4 * page, 8, away) == away);
+	CHECK(vmas(area, NR) == 1);
+	STATE(area, "lazy");
+	STATE(area + 4 * page, "lazy");
+	STATE(away, "linked moved");
+	CHECK(!area[4 * page] && !area[11 * page] && filled(away, 8, 1, 29));
+	CHECK(fill(area + 4 * page, 8, 1, 90));
+	CHECK(filled(area, 4, 1, 1) && filled(area + 12 * page, NR - 12, 1, 85));
+	/* To and fro of what is at the same page offset as the other one. */
+	CHECK(move_and_keep(away, 8, away + 8 * page) == away + 8 * page);
+	STATE(away + 8 * page, "linked moved");
+	CHECK(filled(away + 8 * page, 8, 1, 29) && filled(area + 4 * page, 8, 1, 90));
+	return 0;
+}
+
+TEST_F(states, dontunmap_of_a_part)
+{
+	PLAY(fault, dontunmap_of_a_part);
+}
+
+/* The source of all of it is as new, and faults first once more. */
+static int dontunmap_of_all(char *area, char *away)
+{
+	CHECK(move_and_keep(area, NR, away) == away);
+	STATE(area, "unfaulted");
+	STATE(away, "linked moved");
+	CHECK(!area[0] && !area[(NR - 1) * page] && filled(away, NR, 1, 1));
+	CHECK(fill(area, NR, 1, 90));
+	STATE(area, "lazy");
+	CHECK(filled(away, NR, 1, 1) && filled(area, NR, 1, 90));
+	return 0;
+}
+
+TEST_F(states, dontunmap_of_all)
+{
+	PLAY(fault, dontunmap_of_all);
+}
+
+/* VMAs in three states next to each other, and room. */
+static int a_bit_of_each(char *area, char *away)
+{
+	CHECK(fill(area, NR, 1, 1));
+	/* Linked between Lazy ones, kept from merging with these; then one that is unfaulted. */
+	CHECK(access_is(area + 8 * page, 4, PROT_READ));
+	CHECK(move(area + 8 * page, 4, away) == away);
+	CHECK(move(away, 4, area + 8 * page) == area + 8 * page);
+	CHECK(!munmap(area + 16 * page, 4 * page));
+	CHECK(mmap(area + 16 * page, 4 * page, PROT_READ | PROT_WRITE | PROT_EXEC,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == area + 16 * page);
+	STATE(area, "lazy");
+	STATE(area + 8 * page, "linked");
+	STATE(area + 12 * page, "lazy");
+	STATE(area + 16 * page, "unfaulted");
+	STATE(area + 20 * page, "lazy");
+	return 0;
+}
+
+/* One munmap of parts of all of these. */
+static int munmap_of_each(char *area, char *away)
+{
+	CHECK(!munmap(area + 4 * page, 18 * page));
+	STATE(area, "lazy");
+	STATE(area + 4 * page, "nothing");
+	STATE(area + 16 * page, "nothing");
+	STATE(area + 22 * page, "lazy");
+	CHECK(vmas(area, NR) == 2);
+	CHECK(filled(area, 4, 1, 1) && filled(area + 22 * page, NR - 22, 1, 155));
+	return 0;
+}
+
+TEST_F(states, munmap_of_each)
+{
+	PLAY(a_bit_of_each, munmap_of_each);
+}
+
+/* MAP_FIXED over the same. */
+static int mapped_over(char *area, char *away)
+{
+	CHECK(map_at(area + 4 * page, 18 * page) == area + 4 * page);
+	/* It merges with what has a root, or is a VMA of its own, as Linux decides. */
+	CHECK(!area[4 * page] && !area[21 * page]);
+	CHECK(fill(area + 4 * page, 18, 1, 60));
+	STATE(area + 4 * page, "lazy");
+	STATE(area + 21 * page, "lazy");
+	CHECK(filled(area, 4, 1, 1) && filled(area + 22 * page, NR - 22, 1, 155));
+	return 0;
+}
+
+TEST_F(states, mapped_over)
+{
+	PLAY(a_bit_of_each, mapped_over);
+}
+
+/* One mremap of all that is there; the unfaulted one is natural where it comes to be. */
+static int moved_at_once(char *area, char *away)
+{
+	CHECK(move(area, NR, away) == away);
+	STATE(area, "nothing");
+	STATE(away, "linked moved");
+	STATE(away + 8 * page, "linked moved");
+	STATE(away + 12 * page, "linked moved");
+	STATE(away + 16 * page, "unfaulted");
+	STATE(away + 20 * page, "linked moved");
+	CHECK(fill(away + 16 * page, 4, 1, 60));
+	STATE(away + 16 * page, "lazy");
+	CHECK(filled(away, 16, 1, 1) && filled(away + 20 * page, NR - 20, 1, 141));
+	return 0;
+}
+
+TEST_F(states, moved_at_once)
+{
+	PLAY(a_bit_of_each, moved_at_once);
+}
+
+/* A thread unmaps what takes a while. */
+struct unmapping {
+	char *at;
+	size_t size;
+	int ret;
+};
+
+static void *unmap_it(void *arg)
+{
+	struct unmapping *u = arg;
+
+	u->ret = munmap(u->at, u->size);
+	return NULL;
+}
+
+static int seen_while_unmapped(char *area, char *away)
+{
+	struct unmapping u = { .size = 64 * MIB };
+	int seen = 0;
+
+	/* Without the module there is nothing to see but that the memory is gone. */
+	for (int i = 0; i < (lazy ? 20 : 1) && !seen; i++) {
+		unsigned long start, end;
+		pthread_t thread;
+		char state[32];
+		bool done = false;
+
+		u.at = map_at(NULL, u.size);
+		CHECK(u.at);
+		CHECK(!madvise(u.at, u.size, MADV_NOHUGEPAGE));
+		CHECK(fill(u.at, u.size / page, 1, i));
+		STATE(u.at, "lazy");
+		CHECK(!pthread_create(&thread, NULL, unmap_it, &u));
+		while (!done) {
+			char *text = inside_read(0), *line, *save;
+
+			/* It is there in one way or the other until it is unmapped. */
+			done = true;
+			for (line = text ? strtok_r(text, "\n", &save) : NULL; line;
+			     line = strtok_r(NULL, "\n", &save)) {
+				if (sscanf(line, "vma %lx-%lx %31s", &start, &end, state) != 3 ||
+				    start > (uintptr_t)u.at || end <= (uintptr_t)u.at)
+					continue;
+				seen += !strcmp(state, "detaching");
+				done = false;
+			}
+			free(text);
+		}
+		CHECK(!pthread_join(thread, NULL) && !u.ret);
+	}
+	CHECK(!lazy || seen > 0);
+	return 0;
+}
+
+TEST_F_TIMEOUT(states, detaching_while_it_is_unmapped, 240)
+{
+	PLAY(fault, seen_while_unmapped);
+}
+
+/* The first fault of a VMA is another process's, which is not what gets a root by it. */
+static bool write_to(pid_t pid, char *at, size_t pages, unsigned char seed)
+{
+	char *from = map_at(NULL, pages * page);
+	struct iovec local = { from, pages * page }, remote = { at, pages * page };
+
+	return from && fill(from, pages, 1, seed) &&
+		process_vm_writev(pid, &local, 1, &remote, 1, 0) == (ssize_t)local.iov_len &&
+		!munmap(from, local.iov_len);
+}
+
+TEST_F(states, first_fault_by_another_process)
+{
+	char *area = self->area;
+	struct family *f = &self->f;
+	const pid_t parent = getpid();
+	int turn[2];
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(pipe(turn), 0);
+	/* Whom the variant is about is written to; alone it is the test itself, by a child. */
+	if (variant->who == ALONE) {
+		pid = KIN(f, write_to(parent, area, NR, 1));
+		ASSERT_GT(pid, 0);
+		ASSERT_TRUE(family_await(f, 1));
+		EXPECT_TRUE(filled(area, NR, 1, 1));
+		if (lazy)
+			EXPECT_STREQ(inside_vma(0, area), "lazy");
+	} else {
+		pid = KIN(f, read(turn[0], &c, 1) == 1 && filled(area, NR, 1, 1) &&
+			  (variant->who == CHILD || KIN(f, filled(area, NR, 1, 1)) > 0));
+		ASSERT_GT(pid, 0);
+		if (lazy)
+			EXPECT_STREQ(inside_vma(pid, area), "unfaulted");
+		ASSERT_TRUE(write_to(pid, area, NR, 1));
+		if (lazy) {
+			EXPECT_STREQ(inside_vma(pid, area), "lazy");
+			EXPECT_STREQ(inside_vma(0, area), "unfaulted");
+			EXPECT_NE(inside_root(pid), inside_root(0));
+		}
+		ASSERT_EQ(write(turn[1], "", 1), 1);
+		ASSERT_TRUE(family_await(f, variant->who == CHILD ? 1 : 2));
+		/* The pages are its own. */
+		EXPECT_EQ(area[0], 0);
+		EXPECT_EQ(move_to_node(pid, area, NR, 1), NR);
+	}
+	EXPECT_SOUND();
+}
+
+/* In a child, forked while the mode is off by a process that has a root. */
+static int has_a_root_too(char *area, char *away)
+{
+	STATE(area, "lazy");
+	STATE(away + 4 * page, "lazy");
+	STATE(away + 10 * page, "unfaulted");
+	CHECK(fill(away + 10 * page, 4, 1, 5));
+	STATE(away + 10 * page, "lazy");
+	CHECK(filled(area, NR, 1, 1) && filled(away + 4 * page, 4, 1, 4));
+	return 0;
+}
+
+/* A program that was started while the mode is off. */
+static int has_none(char *area, char *away)
+{
+	static const char none[] = "grep -q '^root none$' " INSIDE;
+
+	if (lazy)
+		execl("/bin/busybox", "sh", "-c", none, (char *)NULL);
+	return lazy;
+}
+
+/* The mode is off: who has a root goes on with it, what it forks gets one; what it executes not. */
+static int goes_on_with_its_root(char *area, char *away)
+{
+	CHECK(!lazy || !avl_write(AVL_SYSCTL, "0", 1));
+	CHECK(access_is(away + 4 * page, 4, PROT_READ | PROT_WRITE) &&
+	      access_is(away + 10 * page, 4, PROT_READ | PROT_WRITE));
+	STATE(away + 4 * page, "unfaulted");
+	CHECK(fill(away + 4 * page, 4, 1, 4));
+	STATE(away + 4 * page, "lazy");
+	CHECK(CHILD_DOES(has_a_root_too, area, away));
+	CHECK(CHILD_DOES(has_none, area, away));
+	CHECK(!lazy || !avl_write(AVL_SYSCTL, "1", 1));
+	CHECK(filled(area, NR, 1, 1) && filled(away + 4 * page, 4, 1, 4));
+	return 0;
+}
+
+TEST_F(states, goes_on_with_its_root)
+{
+	PLAY(fault, goes_on_with_its_root);
+	if (lazy)
+		ASSERT_EQ(avl_write(AVL_SYSCTL, "1", 1), 0);
+}
+
+/*
+ * Descendants whose ancestors are gone, more of them than a root may have: they have the
+ * VMAs that they inherited linked to the root of one of these, and their own have none.
+ */
+FIXTURE(foreign)
+{
+	struct family f;
+	char *area, *away;
+};
+
+FIXTURE_SETUP(foreign)
+{
+	avl_case(_metadata->name);
+	page = sysconf(_SC_PAGESIZE);
+	lazy = lazy_mode();
+	ASSERT_EQ(family_init(&self->f), 0);
+	self->area = reserve();
+	ASSERT_NE(self->area, NULL);
+	self->away = self->area + (NR + 1) * page;
+	ASSERT_TRUE(access_is(self->away, NR, PROT_READ | PROT_WRITE));
+	ASSERT_TRUE(fill(self->area, NR, 1, 1));
+}
+
+FIXTURE_TEARDOWN(foreign)
+{
+	EXPECT_EQ(family_release(&self->f), 0);
+	EXPECT_SOUND();
+}
+
+/* The state of a VMA that is linked to another mm's root, @how: "" or " moved". */
+#define FOREIGN(at, how) do {						\
+	char want_[64];							\
+	const char *state_ = lazy ? inside_vma(0, at) : "";		\
+	unsigned int root_ = 0;						\
+									\
+	if (lazy) {							\
+		sscanf(state_, "linked root %x", &root_);		\
+		snprintf(want_, sizeof(want_), "linked root %08x%s", root_, how); \
+		CHECK(root_ && root_ != inside_root(0));		\
+		CHECK(!strcmp(state_, want_));				\
+	}								\
+} while (0)
+
+/* Twelve generations, each of which is gone before the next one comes; the last one acts. */
+static void deep(struct family *f, act_t *act, char *area, char *away)
+{
+	if (fork())
+		return;
+	for (int i = 0; i < 12; i++) {
+		pid_t parent = getpid();
+
+		if (fork())
+			_exit(0);
+		/* Its mm is gone before its children are. */
+		while (getppid() == parent)
+			usleep(1000);
+	}
+	KIN(f, !act(area, away));
+	_exit(0);
+}
+
+static void play_deep(struct __test_metadata *_metadata, FIXTURE_DATA(foreign) *self, act_t *act,
+		      int ready)
+{
+	char *area = self->area, *away = self->away;
+	long long before = avl_counter("fork_too_deep");
+
+	deep(&self->f, act, area, away);
+	ASSERT_TRUE(family_await(&self->f, ready));
+	if (lazy)
+		EXPECT_GT(avl_counter("fork_too_deep"), before);
+	EXPECT_SOUND();
+	for (int node = 1; node >= 0; node--) {
+		EXPECT_GE(move_to_node(0, area, NR, node), 0);
+		EXPECT_SOUND();
+	}
+	EXPECT_TRUE(filled(area, NR, 1, 1));
+}
+
+/* Its own VMA has its own root, without a parent; a child has both kinds. */
+static int has_both(char *area, char *away)
+{
+	FOREIGN(area, "");
+	STATE(away, "unfaulted");
+	CHECK(fill(away, NR, 1, 2));
+	STATE(away, "lazy");
+	if (lazy) {
+		char *text = inside_read(0);
+
+		CHECK(text && !strstr(text, "\nparent "));
+		free(text);
+	}
+	return 0;
+}
+
+/* What is shared by all, and what is shared by the two. */
+static bool both_migrate(char *area, char *away)
+{
+	bool good = true;
+
+	for (int node = 1; node >= 0; node--)
+		good = good && move_to_node(0, area, NR, node) == NR &&
+		       move_to_node(0, away, NR, node) == NR;
+	return good;
+}
+
+static int inherits_both(char *area, char *away)
+{
+	FOREIGN(area, "");
+	STATE(away, "lazy");
+	CHECK(filled(area, NR, 1, 1) && filled(away, NR, 1, 2));
+	CHECK(both_migrate(area, away));
+	CHECK(fill(area, NR, 3, 7) && fill(away, NR, 3, 7));
+	return 0;
+}
+
+static int shares_both(char *area, char *away)
+{
+	DO(has_both(area, away));
+	CHECK(both_migrate(area, away));
+	CHECK(CHILD_DOES(inherits_both, area, away));
+	CHECK(filled(area, NR, 1, 1) && filled(away, NR, 1, 2));
+	return 0;
+}
+
+TEST_F(foreign, is_shared_and_migrates)
+{
+	play_deep(_metadata, self, shares_both, 1);
+}
+
+static int is_split_and_moved(char *area, char *away)
+{
+	FOREIGN(area, "");
+	CHECK(access_is(area + 8 * page, 8, PROT_READ));
+	CHECK(vmas(area, NR) == 3);
+	FOREIGN(area, "");
+	FOREIGN(area + 8 * page, "");
+	FOREIGN(area + 16 * page, "");
+	CHECK(access_is(area + 8 * page, 8, PROT_READ | PROT_WRITE));
+	CHECK(!lazy || vmas(area, NR) == 1);
+	FOREIGN(area + 8 * page, "");
+	CHECK(move(area, NR, away) == away);
+	FOREIGN(away, " moved");
+	CHECK(filled(away, NR, 1, 1) && move_to_node(0, away, NR, 1) == NR);
+	CHECK(move(away, NR, area) == area);
+	FOREIGN(area, "");
+	CHECK(move_and_keep(area, 8, away) == away);
+	FOREIGN(area, "");
+	FOREIGN(away, " moved");
+	CHECK(!area[0] && filled(away, 8, 1, 1) && fill(area, 8, 1, 1));
+	CHECK(!munmap(away, 4 * page) && filled(away + 4 * page, 4, 1, 29));
+	return 0;
+}
+
+TEST_F(foreign, is_split_and_moved)
+{
+	play_deep(_metadata, self, is_split_and_moved, 1);
+}
+
+/* Its own neighbour, alike in all but the root, stays apart from it. */
+static int does_not_merge(char *area, char *away)
+{
+	CHECK(!munmap(area + 8 * page, 8 * page));
+	/* With access that keeps it apart until it has a root of its own. */
+	CHECK(mmap(area + 8 * page, 8 * page, PROT_READ | PROT_WRITE | PROT_EXEC,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == area + 8 * page);
+	CHECK(fill(away, 4, 1, 2));
+	STATE(away, "lazy");
+	CHECK(fill(area + 8 * page, 8, 1, 57));
+	STATE(area + 8 * page, "lazy");
+	CHECK(access_is(area + 8 * page, 8, PROT_READ | PROT_WRITE));
+	CHECK(!lazy || vmas(area, NR) == 3);
+	FOREIGN(area, "");
+	STATE(area + 8 * page, "lazy");
+	FOREIGN(area + 16 * page, "");
+	CHECK(filled(area, NR, 1, 1));
+	return 0;
+}
+
+TEST_F(foreign, does_not_merge_with_its_own)
+{
+	play_deep(_metadata, self, does_not_merge, 1);
+}
+
+static int swaps_in(char *area, char *away)
+{
+	FOREIGN(area, "");
+	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 4, 1));
+	return 0;
+}
+
+/* Its own pages, out to swap and in again: by a child, and by itself. */
+static int is_swapped(char *area, char *away)
+{
+	CHECK(fill(area, NR / 2, 1, 1));
+	CHECK(!madvise(area, NR * page, MADV_PAGEOUT));
+	CHECK(nr_swapped(area, NR) > 0);
+	FOREIGN(area, "");
+	CHECK(CHILD_DOES(swaps_in, area, away));
+	CHECK(filled(area, NR, 1, 1));
+	FOREIGN(area, "");
+	return 0;
+}
+
+TEST_F(foreign, is_swapped)
+{
+	ASSERT_TRUE(have_swap());
+	play_deep(_metadata, self, is_swapped, 1);
+}
+
+TEST_HARNESS_MAIN
