@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 
 #include "kselftest_harness.h"
+#include "inside.h"
 #include "rmap.h"
 
 #define VMAS 300
@@ -247,6 +248,106 @@ TEST_F(hook, threads_race_for_a_vma)
 	EXPECT_GE(all - raced, VMAS);
 	EXPECT_LE(all, 3 * VMAS + SLACK);
 	EXPECT_EQ(avl_counter("first_fault_unnatural"), unnatural);
+}
+
+/* No process has a root; the mode is off. */
+FIXTURE(fresh)
+{
+};
+
+FIXTURE_SETUP(fresh)
+{
+	ASSERT_EQ(avl_load("enabled=0"), 0);
+}
+
+FIXTURE_TEARDOWN_PARENT(fresh)
+{
+	ASSERT_EQ(avl_unload_soon(), 0);
+}
+
+#define RACERS 3
+
+struct first {
+	char *area;
+	size_t page;
+	int ready, go;
+};
+
+/* Its stack and all else has been touched when it says that it is ready. */
+static void *be_first(void *arg)
+{
+	struct first *first = arg;
+	char *mine = first->area +
+		     2 * __atomic_fetch_add(&first->ready, 1, __ATOMIC_ACQ_REL) * first->page;
+
+	while (!__atomic_load_n(&first->go, __ATOMIC_ACQUIRE))
+		;
+	*mine = 1;
+	return NULL;
+}
+
+/*
+ * Threads of a process that has no root fault first, each in a VMA of its own. How many roots
+ * were one too many; -1: something is wrong.
+ */
+static int race_for_a_root(size_t page)
+{
+	struct first first = { .area = avl_map_separate(RACERS), .page = page };
+	const int mode = open(AVL_SYSCTL, O_WRONLY | O_CLOEXEC);
+	pthread_t threads[RACERS];
+	long long made, lost;
+	unsigned int root;
+
+	if (!first.area || mode < 0 || inside_root(0))
+		return -1;
+	for (int i = 0; i < RACERS; i++)
+		if (pthread_create(&threads[i], NULL, be_first, &first))
+			return -1;
+	while (__atomic_load_n(&first.ready, __ATOMIC_ACQUIRE) < RACERS)
+		usleep(100);
+	made = avl_counter("root_new");
+	lost = avl_counter("root_detach");
+	if (write(mode, "1", 1) != 1)
+		return -1;
+	__atomic_store_n(&first.go, 1, __ATOMIC_RELEASE);
+	for (int i = 0; i < RACERS; i++)
+		pthread_join(threads[i], NULL);
+	if (pwrite(mode, "0", 1, 0) != 1)
+		return -1;
+	made = avl_counter("root_new") - made;
+	lost = avl_counter("root_detach") - lost;
+	root = inside_root(0);
+	for (int i = 0; i < RACERS; i++)
+		if (strcmp(inside_vma(0, first.area + 2 * i * page), "lazy")) {
+			printf("# %s\n", inside_vma(0, first.area + 2 * i * page));
+			return -1;
+		}
+	/* The guest is quiet, but for what the racers make. */
+	if (!root || made != lost + 1) {
+		printf("# root %08x: %lld made, %lld lost\n", root, made, lost);
+		return -1;
+	}
+	return lost;
+}
+
+TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	int status, lost = 0, rounds;
+
+	for (rounds = 0; rounds < 300 && !lost; rounds++) {
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			exit(race_for_a_root(page));
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_TRUE(WIFEXITED(status));
+		ASSERT_LT(WEXITSTATUS(status), RACERS);
+		lost = WEXITSTATUS(status);
+	}
+	TH_LOG("%d of %d roots lost the race, in round %d", lost, RACERS, rounds);
+	EXPECT_GT(lost, 0);
 }
 
 /* The number behind a name in a file of names and numbers, or -1. */
