@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "kselftest_harness.h"
+#include "inside.h"
 #include "rmap.h"
 
 #define FAULTS "/sys/kernel/debug/"
@@ -119,6 +120,15 @@ static int disarm(void)
 	nth_file = -1;
 	left_over = atoi(text);
 	return left_over;
+}
+
+/* In a worker: what should not be. */
+static void wrong(const char *why, int errnum)
+{
+	disarm();
+	printf("# %s: %s\n", why, strerror(errnum));
+	fflush(stdout);
+	_exit(WRONG);
 }
 
 /* What the operations work on: natural, moved away, and a file's. */
@@ -260,6 +270,39 @@ static bool before_merge(struct memory *m)
 	return !split(m);
 }
 
+/* The first half is as new, and of another access than the rest, which has a root. */
+static bool before_merge_unfaulted(struct memory *m)
+{
+	return mmap(m->natural, PAGES / 2 * page, PROT_READ,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == m->natural;
+}
+
+/* The rest is linked to its root: what merges with it gets a link as well. */
+static bool before_merge_linked(struct memory *m)
+{
+	const size_t size = PAGES * page;
+
+	return mremap(m->natural, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, m->room) == m->room &&
+	       mremap(m->room, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, m->natural) ==
+	       m->natural && before_merge_unfaulted(m);
+}
+
+/* What was never faulted gets the root of its neighbour, or stays as it is. */
+static int merge_unfaulted(struct memory *m)
+{
+	const size_t half = PAGES / 2 * page;
+	const int ret = mprotect(m->natural, half, PROT_READ | PROT_WRITE) ? -errno : 0;
+
+	disarm();
+	if (ret && strcmp(inside_vma(0, m->natural), "unfaulted"))
+		wrong(inside_vma(0, m->natural), -ret);
+	/* For intact(): now it has to succeed. */
+	if (ret && mprotect(m->natural, half, PROT_READ | PROT_WRITE))
+		wrong("mprotect once more", errno);
+	fill(m->natural, PAGES / 2, 1, 1);
+	return ret;
+}
+
 static int unmap_the_middle(struct memory *m)
 {
 	if (munmap(m->natural + page, page))
@@ -330,15 +373,6 @@ struct operation {
 	/* All that it allocates it can do without: a fault is tried again. */
 	bool succeeds;
 };
-
-/* In a worker: what should not be. */
-static void wrong(const char *why, int errnum)
-{
-	disarm();
-	printf("# %s: %s\n", why, strerror(errnum));
-	fflush(stdout);
-	_exit(WRONG);
-}
 
 /* In a process of its own: one operation with its @nth allocation failing. */
 static void work(const struct operation *op, int nth)
@@ -433,6 +467,16 @@ FIXTURE_VARIANT_ADD(fail, split)
 FIXTURE_VARIANT_ADD(fail, merge)
 {
 	.op = { merge, before_merge, false },
+};
+
+FIXTURE_VARIANT_ADD(fail, merge_unfaulted)
+{
+	.op = { merge_unfaulted, before_merge_unfaulted, false },
+};
+
+FIXTURE_VARIANT_ADD(fail, merge_linked)
+{
+	.op = { merge_unfaulted, before_merge_linked, true },
 };
 
 FIXTURE_VARIANT_ADD(fail, unmap_the_middle)
@@ -627,17 +671,32 @@ static bool set_failslab(const char *name, const char *value)
 	return !avl_write(path, value, strlen(value));
 }
 
-/* In a process of its own: munmap of @first and the next one, with two allocations failing. */
-static void unmap_two(int first)
+/*
+ * In a process of its own, which may have a child: munmap of @first and the next one, with two
+ * allocations failing.
+ */
+static void unmap_two(int first, bool share)
 {
 	const int make_it_fail = open("/proc/self/make-it-fail", O_WRONLY);
-	char *area = avl_map_separate(SEPARATE), *at = area + 2 * first * page, left[16];
-	int ret;
+	char *area = avl_map_separate(SEPARATE), *at = area + 2 * first * page, left[16], c;
+	struct verdict v;
+	int ret, hold[2];
 
-	if (make_it_fail < 0 || !area)
+	if (make_it_fail < 0 || !area || pipe(hold))
 		wrong("set up", errno);
-	for (int i = 0; i < SEPARATE; i++)
-		area[2 * i * page] = 1;
+	for (int i = 0; i < SEPARATE; i++) {
+		const int move = MREMAP_MAYMOVE | MREMAP_FIXED;
+		char *one = area + 2 * i * page, *hole = one + page;
+
+		*one = 1;
+		/* Every fourth is away and home again: linked, and not one of those to be marked. */
+		if (i % 4 == 0 && (mremap(one, page, page, move, hole) != hole ||
+				   mremap(hole, page, page, move, one) != one))
+			wrong("mremap", errno);
+	}
+	/* A child, until this process is gone. */
+	if (share && !fork())
+		_exit(close(hold[1]) || read(hold[0], &c, 1) != 0 || area[0] != 1);
 	if (write(make_it_fail, "1", 1) != 1)
 		wrong("make-it-fail", errno);
 	ret = munmap(at, 4 * page) ? errno : 0;
@@ -646,9 +705,16 @@ static void unmap_two(int first)
 		wrong("failslab", errno);
 	if (ret && ret != ENOMEM)
 		wrong("error", ret);
-	for (int i = 0; ret && i < SEPARATE; i++)
+	/* No mark is left of those that were taken back, and walks find what they find. */
+	for (int i = 0; ret && i < SEPARATE; i++) {
 		if (area[2 * i * page] != 1)
 			wrong("memory has changed", ret);
+		if (strcmp(inside_vma(0, area + 2 * i * page), i % 4 ? "lazy" : "linked"))
+			wrong(inside_vma(0, area + 2 * i * page), ret);
+	}
+	if (ret && (oracle(&v) || v.mismatch || v.migration ||
+		    move_to_node(0, at, 1, 1) != 1 || move_to_node(0, at, 1, 0) != 1))
+		wrong("reverse map", ret);
 	if (ret && munmap(at, 4 * page))
 		wrong("once more", errno);
 	_exit(ret ? FAILED : atoi(left) == 2 ? DONE : DONE_WITHOUT);
@@ -680,7 +746,7 @@ TEST(munmap_that_fails_behind_its_marks)
 			pid = fork();
 			ASSERT_GE(pid, 0);
 			if (!pid)
-				unmap_two(first);
+				unmap_two(first, nodes % 2);
 			ASSERT_EQ(waitpid(pid, &status, 0), pid);
 			ASSERT_TRUE(WIFEXITED(status));
 			if (WEXITSTATUS(status) == DONE)
