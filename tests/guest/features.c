@@ -1912,6 +1912,96 @@ TEST_F(features, failure_of_a_ksm_page)
 	ASSERT_TRUE(put(KSM "run", "0"));
 }
 
+/* A member of the family below: @who shares the pages, or has its own; the failed one is gone. */
+static bool told_of_failure(struct family *f, int who, char *at, size_t nr, bool shares)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	sigbus_self = who;
+	return !prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) && report(f) &&
+	       await_step(1) && filled(at, 2, 1, shares ? 1 : 100) &&
+	       (pfn_of(at + 2 * page) == 0) == shares &&
+	       filled(at + 3 * page, nr - 3, 1, shares ? 22 : 121);
+}
+
+/*
+ * A page that a family shares fails: who maps it is told, by a signal, also a grandchild,
+ * and one that has moved it; who has its own by now is not.
+ */
+TEST_F(features, failure_of_a_shared_page)
+{
+	const struct sigaction action = {
+		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
+	};
+	const size_t nr = 8, size = nr * self->page;
+	char *area = map_at(room(nr), size), *away = room(nr), pfn[32];
+
+	ASSERT_NE(area, NULL);
+	sigbus = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(sigbus, MAP_FAILED);
+	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	fill(area, nr, 1, 1);
+	KIN(&self->f, KIN(&self->f, told_of_failure(&self->f, 2, area, nr, true)) > 0 &&
+	    told_of_failure(&self->f, 1, area, nr, true));
+	KIN(&self->f, move_to(area, size, away) == away &&
+	    told_of_failure(&self->f, 3, away, nr, true));
+	KIN(&self->f, fill(area, nr, 1, 100) && told_of_failure(&self->f, 4, area, nr, false));
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_SOUND();
+	snprintf(pfn, sizeof(pfn), "%#lx", pfn_of(area + 2 * self->page));
+	ASSERT_TRUE(put("/sys/kernel/debug/hwpoison/corrupt-pfn", pfn));
+	*step = 1;
+	ASSERT_TRUE(family_await(&self->f, 4));
+	for (int who = 0; who < 4; who++)
+		EXPECT_GE(sigbus[who], 1);
+	EXPECT_EQ(sigbus[4], 0);
+	EXPECT_EQ(pfn_of(area + 2 * self->page), 0);
+	EXPECT_TRUE(filled(area, 2, 1, 1));
+	EXPECT_SOUND();
+	/* Not to fault on it at the end. */
+	EXPECT_EQ(family_release(&self->f), 0);
+	ASSERT_EQ(munmap(area, size), 0);
+}
+
+/*
+ * What KSM has merged and fork shares is found in each child, whom no rmap_item names: all of it
+ * is swapped out.
+ */
+TEST_F(features, ksm_pages_of_a_family_are_swapped)
+{
+	const size_t nr = 8, size = nr * self->page;
+	char *a = map_at(room(nr), size), *b = map_at(room(nr), size);
+	struct verdict v;
+
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	fill(a, nr, 1, 1);
+	fill(b, nr, 1, 1);
+	ASSERT_EQ(madvise(a, size, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(b, size, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_merge(a, b, nr));
+	for (int i = 0; i < 2; i++)
+		KIN(&self->f, KIN(&self->f, report(&self->f) && await_step(1) &&
+				  nr_swapped(a, nr) == (long)nr && filled(a, nr, 1, 1)) > 0 &&
+		    report(&self->f) && await_step(1) && nr_swapped(b, nr) == (long)nr &&
+		    filled(b, nr, 1, 1) && fill(b, nr, 2, 1));
+	ASSERT_TRUE(family_await(&self->f, 4));
+	ASSERT_EQ(oracle(&v), 0);
+	EXPECT_GE(v.ksm, nr);
+	EXPECT_SOUND();
+	EXPECT_TRUE(WAIT_FOR((reclaim_memory("64M"),
+			      nr_swapped(a, nr) == (long)nr && nr_swapped(b, nr) == (long)nr), 60));
+	*step = 1;
+	ASSERT_TRUE(family_await(&self->f, 4));
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(a, nr, 1, 1) && filled(b, nr, 1, 1));
+	ASSERT_EQ(munmap(a, size), 0);
+	ASSERT_EQ(munmap(b, size), 0);
+	ASSERT_TRUE(put(KSM "run", "2"));
+	ASSERT_TRUE(put(KSM "run", "0"));
+}
+
 /* Whether this kernel has the patches of this project. */
 static bool has_series(void)
 {
