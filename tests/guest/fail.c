@@ -689,7 +689,7 @@ static void unmap_two(int first, bool share)
 		char *one = area + 2 * i * page, *hole = one + page;
 
 		*one = 1;
-		/* Every fourth is away and home again: linked, and not one of those to be marked. */
+		/* Every fourth is away and home again: linked, so that it is not marked. */
 		if (i % 4 == 0 && (mremap(one, page, page, move, hole) != hole ||
 				   mremap(hole, page, page, move, one) != one))
 			wrong("mremap", errno);

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <linux/mman.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <sys/uio.h>
 
 #include "kselftest_harness.h"
@@ -23,42 +24,50 @@
 static bool lazy;
 static size_t page;
 
-/* What is said of a VMA is checked in whoever does something to it: the line that went wrong. */
-#define CHECK(cond) do {						\
-	if (!(cond)) {							\
-		printf("# line %d: %s\n", __LINE__, #cond);		\
-		fflush(stdout);						\
-		return __LINE__;					\
-	}								\
-} while (0)
+typedef void act_t(char *area, char *away);
 
+static jmp_buf out;
+
+/* Does @act in this process: 0, or the line where something was not as it should be. */
+static int done(act_t *act, char *area, char *away)
+{
+	int line = setjmp(out);
+
+	if (!line)
+		act(area, away);
+	return line;
+}
+
+static void check(bool good, int line, const char *what)
+{
+	if (good)
+		return;
+	printf("# line %d: %s\n", line, what);
+	fflush(stdout);
+	longjmp(out, line);
+}
+
+static void check_state(const char *at, const char *wanted, int line)
+{
+	const char *state = lazy ? inside_vma(0, at) : wanted;
+
+	check(!strcmp(state, wanted), line, state);
+}
+
+#define CHECK(cond) check(cond, __LINE__, #cond)
 /* The VMA at @at is in that state. */
-#define STATE(at, wanted) do {						\
-	const char *state_ = lazy ? inside_vma(0, at) : "";		\
-									\
-	if (lazy && strcmp(state_, wanted)) {				\
-		printf("# line %d: %s\n", __LINE__, state_);		\
-		fflush(stdout);						\
-		return __LINE__;					\
-	}								\
-} while (0)
+#define STATE(at, wanted) check_state(at, wanted, __LINE__)
 
 /* In a child, which is gone when this returns; whether all went well there. */
-#define CHILD_DOES(act, area, away) ({					\
-	int status_ = -1;						\
-	pid_t pid_ = fork();						\
-									\
-	if (!pid_)							\
-		_exit((act)(area, away) != 0);				\
-	pid_ > 0 && waitpid(pid_, &status_, 0) == pid_ && !status_;	\
-})
+static bool child_does(act_t *act, char *area, char *away)
+{
+	int status = -1;
+	pid_t pid = fork();
 
-#define DO(call) do {							\
-	int line_ = (call);						\
-									\
-	if (line_)							\
-		return line_;						\
-} while (0)
+	if (!pid)
+		_exit(done(act, area, away) != 0);
+	return pid > 0 && waitpid(pid, &status, 0) == pid && !status;
+}
 
 static bool access_is(char *at, size_t pages, int prot)
 {
@@ -135,22 +144,17 @@ FIXTURE_TEARDOWN(states)
 	EXPECT_SOUND();
 }
 
-typedef int act_t(char *area, char *away);
-
 /*
  * @before in the test, @act in whom it is about, while the others stay as they are. Then
  * what is there moves from node to node; pages that are not there do not count.
  */
-static void play(struct __test_metadata *_metadata, FIXTURE_DATA(states) *self, enum who who,
-		 act_t *before, act_t *act)
+static void play(struct __test_metadata *_metadata, struct family *f, char *area, char *away,
+		 enum who who, act_t *before, act_t *act)
 {
-	char *area = self->area, *away = self->away;
-	struct family *f = &self->f;
-
 	if (before)
-		ASSERT_EQ(before(area, away), 0);
+		ASSERT_EQ(done(before, area, away), 0);
 	if (who == CHILD) {
-		KIN(f, !act(area, away) && KIN(f, true) > 0 &&
+		KIN(f, !done(act, area, away) && KIN(f, true) > 0 &&
 		    move_to_node(0, area, NR, 1) >= 0 && move_to_node(0, away, NR, 1) >= 0);
 		ASSERT_TRUE(family_await(f, 2));
 	} else {
@@ -158,7 +162,7 @@ static void play(struct __test_metadata *_metadata, FIXTURE_DATA(states) *self, 
 			KIN(f, KIN(f, true) > 0);
 			ASSERT_TRUE(family_await(f, 2));
 		}
-		ASSERT_EQ(act(area, away), 0);
+		ASSERT_EQ(done(act, area, away), 0);
 	}
 	EXPECT_SOUND();
 	for (int node = 1; node >= 0; node--) {
@@ -172,32 +176,30 @@ static void play(struct __test_metadata *_metadata, FIXTURE_DATA(states) *self, 
 	EXPECT_SOUND();
 }
 
-#define PLAY(before, act) play(_metadata, self, variant->who, before, act)
+#define PLAY(before, act) \
+	play(_metadata, &self->f, self->area, self->away, variant->who, before, act)
 
-static int fault(char *area, char *away)
+static void fault(char *area, char *away)
 {
 	CHECK(fill(area, NR, 1, 1));
 	STATE(area, "lazy");
-	return 0;
 }
 
-static int fault_and_move(char *area, char *away)
+static void fault_and_move(char *area, char *away)
 {
-	DO(fault(area, away));
+	fault(area, away);
 	CHECK(move(area, NR, away) == away);
 	STATE(away, "linked moved");
-	return 0;
 }
 
-static int first_fault(char *area, char *away)
+static void first_fault(char *area, char *away)
 {
 	STATE(area, "unfaulted");
 	/* A read maps the page of zeros, which is nobody's. */
 	CHECK(!((volatile char *)area)[page]);
 	STATE(area, "unfaulted");
-	DO(fault(area, away));
+	fault(area, away);
 	CHECK(filled(area, NR, 1, 1));
-	return 0;
 }
 
 TEST_F(states, first_fault)
@@ -205,7 +207,7 @@ TEST_F(states, first_fault)
 	PLAY(NULL, first_fault);
 }
 
-static int split_and_merge(char *area, char *away)
+static void split_and_merge(char *area, char *away)
 {
 	CHECK(access_is(area + 8 * page, 8, PROT_READ));
 	CHECK(vmas(area, NR) == 3);
@@ -217,7 +219,6 @@ static int split_and_merge(char *area, char *away)
 	CHECK(!lazy || vmas(area, NR) == 1);
 	STATE(area, "lazy");
 	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 3, 5));
-	return 0;
 }
 
 TEST_F(states, lazy_splits_and_merges)
@@ -226,7 +227,7 @@ TEST_F(states, lazy_splits_and_merges)
 }
 
 /* Each part of a Linked VMA is linked on its own; what merges again has one link. */
-static int linked_splits_and_merges(char *area, char *away)
+static void linked_splits_and_merges(char *area, char *away)
 {
 	STATE(away, "linked moved");
 	CHECK(access_is(away + 8 * page, 8, PROT_READ));
@@ -239,7 +240,6 @@ static int linked_splits_and_merges(char *area, char *away)
 	CHECK(!lazy || vmas(away, NR) == 1);
 	STATE(away, "linked moved");
 	CHECK(filled(away, NR, 1, 1) && fill(away, NR, 3, 5));
-	return 0;
 }
 
 TEST_F(states, linked_splits_and_merges)
@@ -248,7 +248,7 @@ TEST_F(states, linked_splits_and_merges)
 }
 
 /* Home again it is at its address, and linked all the same, as are its parts. */
-static int comes_home(char *area, char *away)
+static void comes_home(char *area, char *away)
 {
 	CHECK(move(away, NR, area) == area);
 	STATE(area, "linked");
@@ -260,7 +260,6 @@ static int comes_home(char *area, char *away)
 	STATE(away, "linked moved");
 	STATE(area + 4 * page, "linked");
 	CHECK(filled(away, 4, 1, 1) && filled(area + 4 * page, NR - 4, 1, 29));
-	return 0;
 }
 
 TEST_F(states, linked_comes_home)
@@ -268,24 +267,22 @@ TEST_F(states, linked_comes_home)
 	PLAY(fault_and_move, comes_home);
 }
 
-static int fault_half_and_move(char *area, char *away)
+static void fault_half_and_move(char *area, char *away)
 {
 	CHECK(!mprotect(area + NR / 2 * page, NR / 2 * page, PROT_NONE));
 	CHECK(fill(area, NR / 2, 1, 1) && move(area, NR / 2, away) == away);
 	CHECK(access_is(area + NR / 2 * page, NR / 2, PROT_READ | PROT_WRITE));
 	STATE(area + NR / 2 * page, "unfaulted");
-	return 0;
 }
 
 /* It merges with one that was never faulted, which is linked by that. */
-static int comes_home_beside_an_unfaulted_one(char *area, char *away)
+static void comes_home_beside_an_unfaulted_one(char *area, char *away)
 {
 	CHECK(move(away, NR / 2, area) == area);
 	CHECK(vmas(area, NR) == 1);
 	STATE(area, "linked");
 	STATE(area + NR / 2 * page, "linked");
 	CHECK(filled(area, NR / 2, 1, 1) && fill(area + NR / 2 * page, NR / 2, 1, 2));
-	return 0;
 }
 
 TEST_F(states, linked_comes_home_beside_an_unfaulted_one)
@@ -294,7 +291,7 @@ TEST_F(states, linked_comes_home_beside_an_unfaulted_one)
 }
 
 /* It merges with those that it was a part of, and is found as they are. */
-static int comes_home_between_lazy_ones(char *area, char *away)
+static void comes_home_between_lazy_ones(char *area, char *away)
 {
 	CHECK(move(area + 8 * page, 4, away) == away);
 	STATE(away, "linked moved");
@@ -303,7 +300,6 @@ static int comes_home_between_lazy_ones(char *area, char *away)
 	STATE(area + 8 * page, "lazy");
 	CHECK(!lazy || vmas(area, NR) == 1);
 	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 5, 9));
-	return 0;
 }
 
 TEST_F(states, linked_comes_home_between_lazy_ones)
@@ -312,7 +308,7 @@ TEST_F(states, linked_comes_home_between_lazy_ones)
 }
 
 /* Into room behind it, which is no VMA then. */
-static int grow(char *at, const char *state)
+static void grow(char *at, const char *state)
 {
 	CHECK(!munmap(at + NR / 2 * page, NR / 2 * page));
 	CHECK(mremap(at, NR / 2 * page, NR * page, 0) == at);
@@ -326,12 +322,11 @@ static int grow(char *at, const char *state)
 	STATE(at, state);
 	STATE(at + NR / 4 * page, "nothing");
 	CHECK(filled(at, NR / 4, 1, 1));
-	return 0;
 }
 
-static int lazy_grows_and_shrinks(char *area, char *away)
+static void lazy_grows_and_shrinks(char *area, char *away)
 {
-	return grow(area, "lazy");
+	grow(area, "lazy");
 }
 
 TEST_F(states, lazy_grows_and_shrinks)
@@ -339,9 +334,9 @@ TEST_F(states, lazy_grows_and_shrinks)
 	PLAY(fault, lazy_grows_and_shrinks);
 }
 
-static int linked_grows_and_shrinks(char *area, char *away)
+static void linked_grows_and_shrinks(char *area, char *away)
 {
-	return grow(away, "linked moved");
+	grow(away, "linked moved");
 }
 
 TEST_F(states, linked_grows_and_shrinks)
@@ -357,7 +352,7 @@ static char *move_and_keep(char *from, size_t pages, char *to)
 }
 
 /* The source of a part is a part of a VMA that has its root on. */
-static int dontunmap_of_a_part(char *area, char *away)
+static void dontunmap_of_a_part(char *area, char *away)
 {
 	CHECK(move_and_keep(area + 4 * page, 8, away) == away);
 	CHECK(vmas(area, NR) == 1);
@@ -371,7 +366,6 @@ static int dontunmap_of_a_part(char *area, char *away)
 	CHECK(move_and_keep(away, 8, away + 8 * page) == away + 8 * page);
 	STATE(away + 8 * page, "linked moved");
 	CHECK(filled(away + 8 * page, 8, 1, 29) && filled(area + 4 * page, 8, 1, 90));
-	return 0;
 }
 
 TEST_F(states, dontunmap_of_a_part)
@@ -380,7 +374,7 @@ TEST_F(states, dontunmap_of_a_part)
 }
 
 /* The source of all of it is as new, and faults first once more. */
-static int dontunmap_of_all(char *area, char *away)
+static void dontunmap_of_all(char *area, char *away)
 {
 	CHECK(move_and_keep(area, NR, away) == away);
 	STATE(area, "unfaulted");
@@ -389,7 +383,6 @@ static int dontunmap_of_all(char *area, char *away)
 	CHECK(fill(area, NR, 1, 90));
 	STATE(area, "lazy");
 	CHECK(filled(away, NR, 1, 1) && filled(area, NR, 1, 90));
-	return 0;
 }
 
 TEST_F(states, dontunmap_of_all)
@@ -398,7 +391,7 @@ TEST_F(states, dontunmap_of_all)
 }
 
 /* VMAs in three states next to each other, and room. */
-static int a_bit_of_each(char *area, char *away)
+static void a_bit_of_each(char *area, char *away)
 {
 	CHECK(fill(area, NR, 1, 1));
 	/* Linked between Lazy ones, kept from merging with these; then one that is unfaulted. */
@@ -413,11 +406,10 @@ static int a_bit_of_each(char *area, char *away)
 	STATE(area + 12 * page, "lazy");
 	STATE(area + 16 * page, "unfaulted");
 	STATE(area + 20 * page, "lazy");
-	return 0;
 }
 
 /* One munmap of parts of all of these. */
-static int munmap_of_each(char *area, char *away)
+static void munmap_of_each(char *area, char *away)
 {
 	CHECK(!munmap(area + 4 * page, 18 * page));
 	STATE(area, "lazy");
@@ -426,7 +418,6 @@ static int munmap_of_each(char *area, char *away)
 	STATE(area + 22 * page, "lazy");
 	CHECK(vmas(area, NR) == 2);
 	CHECK(filled(area, 4, 1, 1) && filled(area + 22 * page, NR - 22, 1, 155));
-	return 0;
 }
 
 TEST_F(states, munmap_of_each)
@@ -435,7 +426,7 @@ TEST_F(states, munmap_of_each)
 }
 
 /* MAP_FIXED over the same. */
-static int mapped_over(char *area, char *away)
+static void mapped_over(char *area, char *away)
 {
 	CHECK(map_at(area + 4 * page, 18 * page) == area + 4 * page);
 	/* It merges with what has a root, or is a VMA of its own, as Linux decides. */
@@ -444,7 +435,6 @@ static int mapped_over(char *area, char *away)
 	STATE(area + 4 * page, "lazy");
 	STATE(area + 21 * page, "lazy");
 	CHECK(filled(area, 4, 1, 1) && filled(area + 22 * page, NR - 22, 1, 155));
-	return 0;
 }
 
 TEST_F(states, mapped_over)
@@ -453,7 +443,7 @@ TEST_F(states, mapped_over)
 }
 
 /* One mremap of all that is there; the unfaulted one is natural where it comes to be. */
-static int moved_at_once(char *area, char *away)
+static void moved_at_once(char *area, char *away)
 {
 	CHECK(move(area, NR, away) == away);
 	STATE(area, "nothing");
@@ -465,7 +455,6 @@ static int moved_at_once(char *area, char *away)
 	CHECK(fill(away + 16 * page, 4, 1, 60));
 	STATE(away + 16 * page, "lazy");
 	CHECK(filled(away, 16, 1, 1) && filled(away + 20 * page, NR - 20, 1, 141));
-	return 0;
 }
 
 TEST_F(states, moved_at_once)
@@ -488,7 +477,7 @@ static void *unmap_it(void *arg)
 	return NULL;
 }
 
-static int seen_while_unmapped(char *area, char *away)
+static void seen_while_unmapped(char *area, char *away)
 {
 	struct unmapping u = { .size = 64 * MIB };
 	int seen = 0;
@@ -524,7 +513,6 @@ static int seen_while_unmapped(char *area, char *away)
 		CHECK(!pthread_join(thread, NULL) && !u.ret);
 	}
 	CHECK(!lazy || seen > 0);
-	return 0;
 }
 
 TEST_F_TIMEOUT(states, detaching_while_it_is_unmapped, 240)
@@ -583,7 +571,7 @@ TEST_F(states, first_fault_by_another_process)
 }
 
 /* In a child, forked while the mode is off by a process that has a root. */
-static int has_a_root_too(char *area, char *away)
+static void has_a_root_too(char *area, char *away)
 {
 	STATE(area, "lazy");
 	STATE(away + 4 * page, "lazy");
@@ -591,21 +579,20 @@ static int has_a_root_too(char *area, char *away)
 	CHECK(fill(away + 10 * page, 4, 1, 5));
 	STATE(away + 10 * page, "lazy");
 	CHECK(filled(area, NR, 1, 1) && filled(away + 4 * page, 4, 1, 4));
-	return 0;
 }
 
 /* A program that was started while the mode is off. */
-static int has_none(char *area, char *away)
+static void has_none(char *area, char *away)
 {
 	static const char none[] = "grep -q '^root none$' " INSIDE;
 
 	if (lazy)
 		execl("/bin/busybox", "sh", "-c", none, (char *)NULL);
-	return lazy;
+	CHECK(!lazy);
 }
 
 /* The mode is off: who has a root goes on with it, what it forks gets one; what it executes not. */
-static int goes_on_with_its_root(char *area, char *away)
+static void goes_on_with_its_root(char *area, char *away)
 {
 	CHECK(!lazy || !avl_write(AVL_SYSCTL, "0", 1));
 	CHECK(access_is(away + 4 * page, 4, PROT_READ | PROT_WRITE) &&
@@ -613,11 +600,10 @@ static int goes_on_with_its_root(char *area, char *away)
 	STATE(away + 4 * page, "unfaulted");
 	CHECK(fill(away + 4 * page, 4, 1, 4));
 	STATE(away + 4 * page, "lazy");
-	CHECK(CHILD_DOES(has_a_root_too, area, away));
-	CHECK(CHILD_DOES(has_none, area, away));
+	CHECK(child_does(has_a_root_too, area, away));
+	CHECK(child_does(has_none, area, away));
 	CHECK(!lazy || !avl_write(AVL_SYSCTL, "1", 1));
 	CHECK(filled(area, NR, 1, 1) && filled(away + 4 * page, 4, 1, 4));
-	return 0;
 }
 
 TEST_F(states, goes_on_with_its_root)
@@ -656,19 +642,23 @@ FIXTURE_TEARDOWN(foreign)
 	EXPECT_SOUND();
 }
 
-/* The state of a VMA that is linked to another mm's root, @how: "" or " moved". */
-#define FOREIGN(at, how) do {						\
-	char want_[64];							\
-	const char *state_ = lazy ? inside_vma(0, at) : "";		\
-	unsigned int root_ = 0;						\
-									\
-	if (lazy) {							\
-		sscanf(state_, "linked root %x", &root_);		\
-		snprintf(want_, sizeof(want_), "linked root %08x%s", root_, how); \
-		CHECK(root_ && root_ != inside_root(0));		\
-		CHECK(!strcmp(state_, want_));				\
-	}								\
-} while (0)
+static void check_foreign(const char *at, const char *how, int line)
+{
+	const char *state = lazy ? inside_vma(0, at) : "";
+	unsigned int root = 0;
+	char wanted[64];
+
+	if (!lazy)
+		return;
+	if (sscanf(state, "linked root %x", &root) != 1)
+		root = 0;
+	snprintf(wanted, sizeof(wanted), "linked root %08x%s", root, how);
+	check(!strcmp(state, wanted), line, state);
+	check(root && root != inside_root(0), line, "the root of another mm");
+}
+
+/* The VMA at @at is linked to the root of another mm; @how: "", or " moved". */
+#define FOREIGN(at, how) check_foreign(at, how, __LINE__)
 
 /* Twelve generations, each of which is gone before the next one comes; the last one acts. */
 static void deep(struct family *f, act_t *act, char *area, char *away)
@@ -684,18 +674,17 @@ static void deep(struct family *f, act_t *act, char *area, char *away)
 		while (getppid() == parent)
 			usleep(1000);
 	}
-	KIN(f, !act(area, away));
+	KIN(f, !done(act, area, away));
 	_exit(0);
 }
 
-static void play_deep(struct __test_metadata *_metadata, FIXTURE_DATA(foreign) *self, act_t *act,
-		      int ready)
+static void play_deep(struct __test_metadata *_metadata, struct family *f, char *area, char *away,
+		      act_t *act)
 {
-	char *area = self->area, *away = self->away;
 	long long before = avl_counter("fork_too_deep");
 
-	deep(&self->f, act, area, away);
-	ASSERT_TRUE(family_await(&self->f, ready));
+	deep(f, act, area, away);
+	ASSERT_TRUE(family_await(f, 1));
 	if (lazy)
 		EXPECT_GT(avl_counter("fork_too_deep"), before);
 	EXPECT_SOUND();
@@ -707,7 +696,7 @@ static void play_deep(struct __test_metadata *_metadata, FIXTURE_DATA(foreign) *
 }
 
 /* Its own VMA has its own root, without a parent; a child has both kinds. */
-static int has_both(char *area, char *away)
+static void has_both(char *area, char *away)
 {
 	FOREIGN(area, "");
 	STATE(away, "unfaulted");
@@ -719,7 +708,6 @@ static int has_both(char *area, char *away)
 		CHECK(text && !strstr(text, "\nparent "));
 		free(text);
 	}
-	return 0;
 }
 
 /* What is shared by all, and what is shared by the two. */
@@ -733,31 +721,29 @@ static bool both_migrate(char *area, char *away)
 	return good;
 }
 
-static int inherits_both(char *area, char *away)
+static void inherits_both(char *area, char *away)
 {
 	FOREIGN(area, "");
 	STATE(away, "lazy");
 	CHECK(filled(area, NR, 1, 1) && filled(away, NR, 1, 2));
 	CHECK(both_migrate(area, away));
 	CHECK(fill(area, NR, 3, 7) && fill(away, NR, 3, 7));
-	return 0;
 }
 
-static int shares_both(char *area, char *away)
+static void shares_both(char *area, char *away)
 {
-	DO(has_both(area, away));
+	has_both(area, away);
 	CHECK(both_migrate(area, away));
-	CHECK(CHILD_DOES(inherits_both, area, away));
+	CHECK(child_does(inherits_both, area, away));
 	CHECK(filled(area, NR, 1, 1) && filled(away, NR, 1, 2));
-	return 0;
 }
 
 TEST_F(foreign, is_shared_and_migrates)
 {
-	play_deep(_metadata, self, shares_both, 1);
+	play_deep(_metadata, &self->f, self->area, self->away, shares_both);
 }
 
-static int is_split_and_moved(char *area, char *away)
+static void is_split_and_moved(char *area, char *away)
 {
 	FOREIGN(area, "");
 	CHECK(access_is(area + 8 * page, 8, PROT_READ));
@@ -778,16 +764,15 @@ static int is_split_and_moved(char *area, char *away)
 	FOREIGN(away, " moved");
 	CHECK(!area[0] && filled(away, 8, 1, 1) && fill(area, 8, 1, 1));
 	CHECK(!munmap(away, 4 * page) && filled(away + 4 * page, 4, 1, 29));
-	return 0;
 }
 
 TEST_F(foreign, is_split_and_moved)
 {
-	play_deep(_metadata, self, is_split_and_moved, 1);
+	play_deep(_metadata, &self->f, self->area, self->away, is_split_and_moved);
 }
 
 /* Its own neighbour, alike in all but the root, stays apart from it. */
-static int does_not_merge(char *area, char *away)
+static void does_not_merge(char *area, char *away)
 {
 	CHECK(!munmap(area + 8 * page, 8 * page));
 	/* With access that keeps it apart until it has a root of its own. */
@@ -803,38 +788,35 @@ static int does_not_merge(char *area, char *away)
 	STATE(area + 8 * page, "lazy");
 	FOREIGN(area + 16 * page, "");
 	CHECK(filled(area, NR, 1, 1));
-	return 0;
 }
 
 TEST_F(foreign, does_not_merge_with_its_own)
 {
-	play_deep(_metadata, self, does_not_merge, 1);
+	play_deep(_metadata, &self->f, self->area, self->away, does_not_merge);
 }
 
-static int swaps_in(char *area, char *away)
+static void swaps_in(char *area, char *away)
 {
 	FOREIGN(area, "");
 	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 4, 1));
-	return 0;
 }
 
 /* Its own pages, out to swap and in again: by a child, and by itself. */
-static int is_swapped(char *area, char *away)
+static void is_swapped(char *area, char *away)
 {
 	CHECK(fill(area, NR / 2, 1, 1));
 	CHECK(!madvise(area, NR * page, MADV_PAGEOUT));
 	CHECK(nr_swapped(area, NR) > 0);
 	FOREIGN(area, "");
-	CHECK(CHILD_DOES(swaps_in, area, away));
+	CHECK(child_does(swaps_in, area, away));
 	CHECK(filled(area, NR, 1, 1));
 	FOREIGN(area, "");
-	return 0;
 }
 
 TEST_F(foreign, is_swapped)
 {
 	ASSERT_TRUE(have_swap());
-	play_deep(_metadata, self, is_swapped, 1);
+	play_deep(_metadata, &self->f, self->area, self->away, is_swapped);
 }
 
 TEST_HARNESS_MAIN
