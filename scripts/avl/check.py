@@ -26,6 +26,8 @@ OWN_GUEST = ("features",)
 # kmemleak takes half of a debug kernel's time: in the tour it watches what is most likely to
 # leak, in a guest of its own. TESTS= with leaks has it watch all that is named.
 LEAKY = "each_of_the_module"
+# What the tour leaves to check-full: who is alone or a parent; a child's VMAs are both.
+TOUR_STATES = ["-V:alone", "-V:parent"]
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 2700}
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
@@ -304,6 +306,7 @@ def check(toolchain, arch):
         del lazy_tests["leaks"]
         leaks = {"fail": [f"-t:{LEAKY}"], "leaks": [], "taint": []}
         lazy_tests["fail"] = [f"-T:{LEAKY}"]
+        lazy_tests["states"] = TOUR_STATES
     if lazy_tests:
         with Stage(f"guest tests, all lazy, {arch} {variant}"):
             results += guest_check(guests, bench, "lazy", lazy_tests)
@@ -405,7 +408,7 @@ FULL = (
     ("lint", ["lint"]),
     ("check-x86_64", ["check", "ARCH=x86_64"]),
     ("check-arm64", ["check", "ARCH=arm64"]),
-    ("leaks-x86_64", ["check", "VARIANT=debug", "TESTS=rmap,stress,fail,leaks",
+    ("leaks-x86_64", ["check", "VARIANT=debug", "TESTS=rmap,states,stress,fail,leaks",
                       "TIMEOUT=5400", "ARCH=x86_64"]),
     ("check-debug-x86_64", ["check-debug", "STRIDE=1", "TIMEOUT=5400", "ARCH=x86_64"]),
     ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
