@@ -1774,7 +1774,8 @@ static bool page_flags(const char *area, size_t nr, uint64_t set, uint64_t clear
 	for (size_t i = 0; i < nr; i++) {
 		uint64_t flags = kpage("/proc/kpageflags", area + i * page);
 
-		if ((flags & set) != set || flags & clear)
+		/* All bits: there is no page. */
+		if (flags == UINT64_MAX || (flags & set) != set || flags & clear)
 			return false;
 	}
 	return true;
@@ -2100,6 +2101,8 @@ static int moves_shared_ones(char *a, char *b, char *away, size_t nr)
 		if (page_flags(a + i * page, 1, KPF(KSM), 0) ==
 		    page_flags(b + i * page, 1, KPF(KSM), 0))
 			return 3;
+	/* From here on they move. */
+	*step = 3;
 	for (int i = 0; i < 20; i++)
 		if (!to_and_fro(a, away, nr, 0.1) || !to_and_fro(b, away, nr, 0.1))
 			return 4;
@@ -2132,10 +2135,11 @@ TEST_F_TIMEOUT(features, ksm_pages_made_of_shared_ones, 240)
 	ASSERT_TRUE(await_step(1));
 	ASSERT_TRUE(ksm_merge(a, b, nr));
 	*step = 2;
+	ASSERT_TRUE(await_step(3));
 	end = now() + 60;
 	for (int i = 0; !waitpid(pid, &status, WNOHANG) && now() < end; i++)
 		move_to_node(0, a, nr, i & 1);
-	/* -1: it still waits for a migration that is over. To kill it would be a BUG. */
+	/* -1: it still waits for a migration that is over. It is killed at last, which is a BUG. */
 	ASSERT_EQ(status, 0);
 	EXPECT_TRUE(filled(a, nr, 1, 1));
 	EXPECT_TRUE(filled(b, nr, 1, 1));

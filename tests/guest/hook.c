@@ -346,7 +346,7 @@ TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
 		ASSERT_LT(WEXITSTATUS(status), RACERS);
 		lost = WEXITSTATUS(status);
 	}
-	TH_LOG("%d of %d roots lost the race, in round %d", lost, RACERS, rounds);
+	TH_LOG("%d threads, roots that lost the race: %d, in round %d", RACERS, lost, rounds);
 	EXPECT_GT(lost, 0);
 }
 
