@@ -712,7 +712,9 @@ static void unmap_two(int first, bool share)
 			wrong("mremap", errno);
 	}
 	/* A child that shares all of it, until it is told. */
-	if (share && (child = fork()) < 0)
+	if (share)
+		child = fork();
+	if (child < 0)
 		wrong("fork", errno);
 	if (!child)
 		_exit(close(hold[1]) || read(hold[0], &c, 1) != 0 || at[0] != 1 ||

@@ -166,12 +166,6 @@ static long nr_present(const char *at)
 	return present;
 }
 
-/* All that is there in the test itself moves to a node. */
-#define EXPECT_MOVES(at, node) do {					\
-	EXPECT_EQ(move_to_node(0, at, NR, node), nr_present(at));	\
-	EXPECT_SOUND();							\
-} while (0)
-
 /*
  * @before in the test, @act in whom it is about, while the others stay as they are. Then
  * what is there moves from node to node; pages that are not there do not count.
@@ -200,7 +194,8 @@ static void play(struct __test_metadata *_metadata, struct family *f, char *area
 		EXPECT_GT(nr_present(area) + nr_present(away), 0);
 	for (int node = 1; node >= 0; node--) {
 		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area));
-		EXPECT_MOVES(away, node);
+		EXPECT_EQ(move_to_node(0, away, NR, node), nr_present(away));
+		EXPECT_SOUND();
 	}
 	/* One more generation of what has come of it. */
 	KIN(f, true);
@@ -725,8 +720,10 @@ static void play_deep(struct __test_metadata *_metadata, struct family *f, char 
 	if (lazy)
 		EXPECT_GT(avl_counter("fork_too_deep"), before);
 	EXPECT_SOUND();
-	for (int node = 1; node >= 0; node--)
-		EXPECT_MOVES(area, node);
+	for (int node = 1; node >= 0; node--) {
+		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area));
+		EXPECT_SOUND();
+	}
 	EXPECT_TRUE(filled(area, NR, 1, 1));
 }
 
