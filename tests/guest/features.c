@@ -1793,12 +1793,29 @@ static bool same_pages(const char *a, const char *b, size_t nr)
 	return true;
 }
 
+/* Two areas of the same contents, that KSM may merge. */
+static bool ksm_twins(char *a, char *b, size_t nr)
+{
+	const size_t size = nr * sysconf(_SC_PAGESIZE);
+
+	return fill(a, nr, 1, 1) && fill(b, nr, 1, 1) && !madvise(a, size, MADV_MERGEABLE) &&
+		!madvise(b, size, MADV_MERGEABLE);
+}
+
 /* Have KSM merge @nr pages at @a with those at @b, and stop then. */
 static bool ksm_merge(const char *a, const char *b, size_t nr)
 {
 	return put(KSM "pages_to_scan", "10000") && put(KSM "sleep_millisecs", "1") &&
 		put(KSM "run", "1") && WAIT_FOR(same_pages(a, b, nr), 60) && put(KSM "run", "0") &&
 		page_flags(a, nr, KPF(KSM), 0);
+}
+
+/* They go, and no page is KSM's any more. */
+static bool ksm_part(char *a, char *b, size_t nr)
+{
+	const size_t size = nr * sysconf(_SC_PAGESIZE);
+
+	return !munmap(a, size) && !munmap(b, size) && put(KSM "run", "2") && put(KSM "run", "0");
 }
 
 /* Pages are seen to be anonymous, and how often they are mapped, whoever maps them. */
@@ -1865,22 +1882,29 @@ static void count_sigbus(int sig, siginfo_t *info, void *context)
 		_exit(3);
 }
 
+/* Be told of failed pages at once, with all children from here on. */
+static bool count_failures(void)
+{
+	const struct sigaction action = {
+		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
+	};
+
+	sigbus = mmap(NULL, sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	return sigbus != MAP_FAILED && !sigaction(SIGBUS, &action, NULL) &&
+		!prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+}
+
 /*
  * A page of KSM that fails: who maps it is told. A child that has something
  * else at the same addresses, made after the fork, is not.
  */
 TEST_F(features, failure_of_a_ksm_page)
 {
-	const struct sigaction action = {
-		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
-	};
 	const size_t nr = 4;
 	char *a = room(nr), *b = room(nr), pfn[32];
 
-	sigbus = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(sigbus, MAP_FAILED);
-	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
-	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	ASSERT_TRUE(count_failures());
 	for (sigbus_self = 2; sigbus_self > 0; sigbus_self--)
 		KIN(&self->f, map_at(a, nr * self->page) == a && map_at(b, nr * self->page) == b &&
 		    fill(a, nr, 1, 100 + sigbus_self) && fill(b, nr, 1, 150 + sigbus_self) &&
@@ -1888,10 +1912,7 @@ TEST_F(features, failure_of_a_ksm_page)
 		    filled(a, nr, 1, 100 + sigbus_self) && filled(b, nr, 1, 150 + sigbus_self));
 	ASSERT_EQ(map_at(a, nr * self->page), a);
 	ASSERT_EQ(map_at(b, nr * self->page), b);
-	fill(a, nr, 1, 1);
-	fill(b, nr, 1, 1);
-	ASSERT_EQ(madvise(a, nr * self->page, MADV_MERGEABLE), 0);
-	ASSERT_EQ(madvise(b, nr * self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_twins(a, b, nr));
 	ASSERT_TRUE(family_await(&self->f, 2));
 	ASSERT_TRUE(ksm_merge(a, b, nr));
 	EXPECT_SOUND();
@@ -1907,10 +1928,7 @@ TEST_F(features, failure_of_a_ksm_page)
 	EXPECT_EQ(pfn_of(a + 2 * self->page), 0);
 	EXPECT_EQ(pfn_of(b + 2 * self->page), 0);
 	EXPECT_SOUND();
-	ASSERT_EQ(munmap(a, nr * self->page), 0);
-	ASSERT_EQ(munmap(b, nr * self->page), 0);
-	ASSERT_TRUE(put(KSM "run", "2"));
-	ASSERT_TRUE(put(KSM "run", "0"));
+	ASSERT_TRUE(ksm_part(a, b, nr));
 }
 
 /* A member of the family below: @who shares the pages, or has its own; the failed one is gone. */
@@ -1919,8 +1937,7 @@ static bool told_of_failure(struct family *f, int who, char *at, size_t nr, bool
 	const size_t page = sysconf(_SC_PAGESIZE);
 
 	sigbus_self = who;
-	return !prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) && report(f) &&
-	       await_step(1) && filled(at, 2, 1, shares ? 1 : 100) &&
+	return report(f) && await_step(1) && filled(at, 2, 1, shares ? 1 : 100) &&
 	       (pfn_of(at + 2 * page) == 0) == shares &&
 	       filled(at + 3 * page, nr - 3, 1, shares ? 22 : 121);
 }
@@ -1931,17 +1948,11 @@ static bool told_of_failure(struct family *f, int who, char *at, size_t nr, bool
  */
 TEST_F(features, failure_of_a_shared_page)
 {
-	const struct sigaction action = {
-		.sa_sigaction = count_sigbus, .sa_flags = SA_SIGINFO,
-	};
 	const size_t nr = 8, size = nr * self->page;
 	char *area = map_at(room(nr), size), *away = room(nr), pfn[32];
 
 	ASSERT_NE(area, NULL);
-	sigbus = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(sigbus, MAP_FAILED);
-	ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
-	ASSERT_EQ(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), 0);
+	ASSERT_TRUE(count_failures());
 	fill(area, nr, 1, 1);
 	KIN(&self->f, KIN(&self->f, told_of_failure(&self->f, 2, area, nr, true)) > 0 &&
 	    told_of_failure(&self->f, 1, area, nr, true));
@@ -1977,10 +1988,7 @@ TEST_F(features, ksm_pages_of_a_family_are_swapped)
 
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
-	fill(a, nr, 1, 1);
-	fill(b, nr, 1, 1);
-	ASSERT_EQ(madvise(a, size, MADV_MERGEABLE), 0);
-	ASSERT_EQ(madvise(b, size, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_twins(a, b, nr));
 	ASSERT_TRUE(ksm_merge(a, b, nr));
 	for (int i = 0; i < 2; i++)
 		KIN(&self->f, KIN(&self->f, report(&self->f) && await_step(1) &&
@@ -1997,10 +2005,7 @@ TEST_F(features, ksm_pages_of_a_family_are_swapped)
 	ASSERT_TRUE(family_await(&self->f, 4));
 	EXPECT_SOUND();
 	EXPECT_TRUE(filled(a, nr, 1, 1) && filled(b, nr, 1, 1));
-	ASSERT_EQ(munmap(a, size), 0);
-	ASSERT_EQ(munmap(b, size), 0);
-	ASSERT_TRUE(put(KSM "run", "2"));
-	ASSERT_TRUE(put(KSM "run", "0"));
+	ASSERT_TRUE(ksm_part(a, b, nr));
 }
 
 /* Whether this kernel has the patches of this project. */
@@ -2052,10 +2057,7 @@ TEST_F_TIMEOUT(features, ksm_pages_back_from_swap, 240)
 		SKIP(return, "Linux without patch 15 loses the migration entries");
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
-	fill(a, nr, 1, 1);
-	fill(b, nr, 1, 1);
-	ASSERT_EQ(madvise(a, size, MADV_MERGEABLE), 0);
-	ASSERT_EQ(madvise(b, size, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_twins(a, b, nr));
 	ASSERT_TRUE(ksm_merge(a, b, nr));
 	/* Who has a reference keeps them in the swap cache. */
 	ASSERT_EQ(pipe(fds), 0);
@@ -2080,10 +2082,7 @@ TEST_F_TIMEOUT(features, ksm_pages_back_from_swap, 240)
 	kill(mover, SIGKILL);
 	waitpid(mover, NULL, 0);
 	EXPECT_SOUND();
-	ASSERT_EQ(munmap(a, size), 0);
-	ASSERT_EQ(munmap(b, size), 0);
-	ASSERT_TRUE(put(KSM "run", "2"));
-	ASSERT_TRUE(put(KSM "run", "0"));
+	ASSERT_TRUE(ksm_part(a, b, nr));
 }
 
 /* The child of ksm_pages_made_of_shared_ones: 0, or which step went wrong. */
@@ -2124,10 +2123,7 @@ TEST_F_TIMEOUT(features, ksm_pages_made_of_shared_ones, 240)
 
 	if (!has_series())
 		SKIP(return, "Linux without patch 15 loses the migration entries");
-	fill(a, nr, 1, 1);
-	fill(b, nr, 1, 1);
-	ASSERT_EQ(madvise(a, size, MADV_MERGEABLE), 0);
-	ASSERT_EQ(madvise(b, size, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_twins(a, b, nr));
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid)
@@ -2144,10 +2140,7 @@ TEST_F_TIMEOUT(features, ksm_pages_made_of_shared_ones, 240)
 	EXPECT_TRUE(filled(a, nr, 1, 1));
 	EXPECT_TRUE(filled(b, nr, 1, 1));
 	EXPECT_SOUND();
-	ASSERT_EQ(munmap(a, size), 0);
-	ASSERT_EQ(munmap(b, size), 0);
-	ASSERT_TRUE(put(KSM "run", "2"));
-	ASSERT_TRUE(put(KSM "run", "0"));
+	ASSERT_TRUE(ksm_part(a, b, nr));
 }
 
 TEST_F(features, hugetlb)

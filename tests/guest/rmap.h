@@ -255,25 +255,34 @@ static inline void reclaim_memory(const char *bytes)
 	avl_write(CGROUP "/memory.reclaim", bytes, strlen(bytes));
 }
 
-/* How many of these pages are in swap, or -1. */
-static inline long nr_swapped(const char *area, size_t nr)
+/* For how many of these pages the process's pagemap has that bit, or -1. */
+static inline long nr_in_pagemap(const char *area, size_t nr, int bit)
 {
 	const size_t page = sysconf(_SC_PAGESIZE);
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	long swapped = 0;
 	uint64_t entry;
+	long found = 0;
 
 	if (fd < 0)
 		return -1;
-	for (size_t i = 0; i < nr; i++) {
-		if (pread(fd, &entry, 8, ((uintptr_t)area / page + i) * 8) != 8) {
-			close(fd);
-			return -1;
-		}
-		swapped += entry >> 62 & 1;
+	for (size_t i = 0; i < nr && found >= 0; i++) {
+		if (pread(fd, &entry, 8, ((uintptr_t)area / page + i) * 8) == 8)
+			found += entry >> bit & 1;
+		else
+			found = -1;
 	}
 	close(fd);
-	return swapped;
+	return found;
+}
+
+static inline long nr_swapped(const char *area, size_t nr)
+{
+	return nr_in_pagemap(area, nr, 62);
+}
+
+static inline long nr_present(const char *area, size_t nr)
+{
+	return nr_in_pagemap(area, nr, 63);
 }
 
 static inline bool ksm_run(const char *how)

@@ -150,22 +150,6 @@ FIXTURE_TEARDOWN(states)
 	EXPECT_SOUND();
 }
 
-/* How many of NR pages are there. */
-static long nr_present(const char *at)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	uint64_t entries[NR];
-	long present = 0;
-
-	if (fd < 0 || pread(fd, entries, sizeof(entries), (uintptr_t)at / page * 8) !=
-	    (ssize_t)sizeof(entries))
-		present = -1;
-	for (int i = 0; i < NR && present >= 0; i++)
-		present += entries[i] >> 63;
-	close(fd);
-	return present;
-}
-
 /*
  * @before in the test, @act in whom it is about, while the others stay as they are. Then
  * what is there moves from node to node; pages that are not there do not count.
@@ -177,9 +161,9 @@ static void play(struct __test_metadata *_metadata, struct family *f, char *area
 		ASSERT_EQ(done(before, area, away), 0);
 	if (who == CHILD) {
 		KIN(f, !done(act, area, away) && KIN(f, true) > 0 &&
-		    nr_present(area) + nr_present(away) > 0 &&
-		    move_to_node(0, area, NR, 1) == nr_present(area) &&
-		    move_to_node(0, away, NR, 1) == nr_present(away));
+		    nr_present(area, NR) + nr_present(away, NR) > 0 &&
+		    move_to_node(0, area, NR, 1) == nr_present(area, NR) &&
+		    move_to_node(0, away, NR, 1) == nr_present(away, NR));
 		ASSERT_TRUE(family_await(f, 2));
 	} else {
 		if (who == PARENT) {
@@ -191,10 +175,10 @@ static void play(struct __test_metadata *_metadata, struct family *f, char *area
 	EXPECT_SOUND();
 	/* What a child faults first is all its own. */
 	if (who != CHILD || before)
-		EXPECT_GT(nr_present(area) + nr_present(away), 0);
+		EXPECT_GT(nr_present(area, NR) + nr_present(away, NR), 0);
 	for (int node = 1; node >= 0; node--) {
-		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area));
-		EXPECT_EQ(move_to_node(0, away, NR, node), nr_present(away));
+		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area, NR));
+		EXPECT_EQ(move_to_node(0, away, NR, node), nr_present(away, NR));
 		EXPECT_SOUND();
 	}
 	/* One more generation of what has come of it. */
@@ -234,39 +218,35 @@ TEST_F(states, first_fault)
 	PLAY(NULL, first_fault);
 }
 
-static void split_and_merge(char *area, char *away)
+/* Each part is in the state of the whole; what merges again has one link at most. */
+static void splits_and_merges(char *at, const char *state)
 {
-	CHECK(access_is(area + 8 * page, 8, PROT_READ));
-	CHECK(vmas(area, NR) == 3);
-	STATE(area, "lazy");
-	STATE(area + 8 * page, "lazy");
-	STATE(area + 16 * page, "lazy");
-	CHECK(filled(area, NR, 1, 1));
-	CHECK(access_is(area + 8 * page, 8, PROT_READ | PROT_WRITE));
-	CHECK(!lazy || vmas(area, NR) == 1);
-	STATE(area, "lazy");
-	CHECK(filled(area, NR, 1, 1) && fill(area, NR, 3, 5));
+	STATE(at, state);
+	CHECK(access_is(at + 8 * page, 8, PROT_READ));
+	CHECK(vmas(at, NR) == 3);
+	STATE(at, state);
+	STATE(at + 8 * page, state);
+	STATE(at + 16 * page, state);
+	CHECK(filled(at, NR, 1, 1));
+	CHECK(access_is(at + 8 * page, 8, PROT_READ | PROT_WRITE));
+	CHECK(!lazy || vmas(at, NR) == 1);
+	STATE(at, state);
+	CHECK(filled(at, NR, 1, 1) && fill(at, NR, 3, 5));
+}
+
+static void lazy_splits_and_merges(char *area, char *away)
+{
+	splits_and_merges(area, "lazy");
 }
 
 TEST_F(states, lazy_splits_and_merges)
 {
-	PLAY(fault, split_and_merge);
+	PLAY(fault, lazy_splits_and_merges);
 }
 
-/* Each part of a Linked VMA is linked on its own; what merges again has one link. */
 static void linked_splits_and_merges(char *area, char *away)
 {
-	STATE(away, "linked moved");
-	CHECK(access_is(away + 8 * page, 8, PROT_READ));
-	CHECK(vmas(away, NR) == 3);
-	STATE(away, "linked moved");
-	STATE(away + 8 * page, "linked moved");
-	STATE(away + 16 * page, "linked moved");
-	CHECK(filled(away, NR, 1, 1));
-	CHECK(access_is(away + 8 * page, 8, PROT_READ | PROT_WRITE));
-	CHECK(!lazy || vmas(away, NR) == 1);
-	STATE(away, "linked moved");
-	CHECK(filled(away, NR, 1, 1) && fill(away, NR, 3, 5));
+	splits_and_merges(away, "linked moved");
 }
 
 TEST_F(states, linked_splits_and_merges)
@@ -721,7 +701,7 @@ static void play_deep(struct __test_metadata *_metadata, struct family *f, char 
 		EXPECT_GT(avl_counter("fork_too_deep"), before);
 	EXPECT_SOUND();
 	for (int node = 1; node >= 0; node--) {
-		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area));
+		EXPECT_EQ(move_to_node(0, area, NR, node), nr_present(area, NR));
 		EXPECT_SOUND();
 	}
 	EXPECT_TRUE(filled(area, NR, 1, 1));
