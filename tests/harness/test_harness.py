@@ -395,6 +395,14 @@ class Selection(unittest.TestCase):
                 self.assertRegex(text, rf"TEST\({name}\)" if group == "global" else
                                  rf"TEST_F(_TIMEOUT)?\({group}, {name}\b", case)
 
+    def test_each_mutant_of_the_kernel_applies(self):
+        base = source.pristine()[0]
+        for file in mutants.DIRECTORY.glob("kernel-*.patch"):
+            with tempfile.TemporaryDirectory() as scratch:
+                failed, text = source.apply_to_copy(base, source.wanted_patches(extra=[file]),
+                                                    Path(scratch))
+                self.assertIsNone(failed, f"{file.name}: {text}")
+
     def test_each_mutant_of_the_module_applies(self):
         for file in mutants.DIRECTORY.glob("module-*.patch"):
             with open(file, "rb") as text:
