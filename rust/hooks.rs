@@ -393,7 +393,7 @@ unsafe impl Sync for FileOperations {}
 ///
 /// Not [`kernel::debugfs`]: its files name no owner, so that a file that is open while the module
 /// is unloaded calls through operations that are gone (seen as an oops in `full_proxy_release()`;
-/// `lifetime.files_open_across_unload` is the test). With an owner, an open file holds the module.
+/// `lifetime/global.files_open_across_unload` is the test). With an owner, an open file holds the module.
 #[cfg(CONFIG_DEBUG_FS)]
 static COUNTERS: FileOperations = FileOperations(bindings::file_operations {
     owner: OWNER,
