@@ -19,7 +19,6 @@ use crate::{
     root::{
         Given,
         Root,
-        RootRef,
         Write, //
     },
     stats,
@@ -70,6 +69,13 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
         stats::count(Event::Hugetlb);
         return Ok(Verdict::Regular);
     }
+    // No anonymous folio is mapped here, or what is mapped may have no folio at all: a walk for a page
+    // of another place that names the root must not come here. (userfaultfd prepares a VMA before it
+    // looks what it is.) These merge with nothing lazy.
+    if !vma.is_cow_mapping_of_pages() {
+        stats::count(Event::Special);
+        return Ok(Verdict::Regular);
+    }
     let mm = vma.mm();
     let root = match mm.root() {
         Some(root) => root,
@@ -78,8 +84,8 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
                 stats::count(Event::ModeOff);
                 return Ok(Verdict::Regular);
             }
-            match RootRef::new(mm, None) {
-                Ok(root) => mm.install(root),
+            match mm.make_root(None) {
+                Ok(root) => root,
                 // The module is going.
                 Err(e) if e == ENODEV => return Ok(Verdict::Regular),
                 Err(e) => return Err(out_of_memory(e)),
@@ -191,9 +197,9 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
             let root = match mm.root() {
                 Some(root) => root,
                 // The parent's root keeps the module, so that this fails for want of memory only.
-                None => {
-                    mm.install(RootRef::new(mm, Some(root)).map_err(|_| out_of_memory(ENOMEM))?)
-                }
+                None => mm
+                    .make_root(Some(root))
+                    .map_err(|_| out_of_memory(ENOMEM))?,
             };
             attach(vma, how, root)
         }

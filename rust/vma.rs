@@ -45,6 +45,10 @@ use core::{
 use kernel::{
     bindings,
     mm::{
+        virt::{
+            flags,
+            VmaRef, //
+        },
         MmWithUser,
         MmapReadGuard, //
     },
@@ -105,11 +109,18 @@ impl Mm {
         self.root().is_some_and(|own| ptr::eq(own, root))
     }
 
-    /// Gives the mm its root, unless another thread was faster, and returns the one that it has.
+    /// Makes a root, a child of `up` if there is one, and gives it to the mm, unless another thread was
+    /// faster; returns the one that the mm has. May sleep.
     ///
-    /// A root that is not needed is dropped: the core's SRCU read-side section, or another root,
-    /// has to keep the module.
-    pub(crate) fn install(&self, root: RootRef) -> &Root {
+    /// A root that is not needed is dropped: the core's SRCU read-side section, or `up`, has to keep
+    /// the module.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`]; [`ENODEV`] if the module is being unloaded.
+    pub(crate) fn make_root(&self, up: Option<&Root>) -> Result<&Root> {
+        // SAFETY: The mm gets it, or else it is detached below.
+        let root = unsafe { RootRef::new(self, up) }?;
         {
             let _lock = self.page_table_lock().lock();
             let lazy = self.lazy();
@@ -117,13 +128,13 @@ impl Mm {
                 let anon_vma = root.into_raw();
                 lazy.store(anon_vma, Release);
                 // SAFETY: As in `root()`.
-                return unsafe { Root::from_anon_vma(anon_vma) };
+                return Ok(unsafe { Root::from_anon_vma(anon_vma) });
             }
         }
         root.write().detach();
         drop(root);
         // SAFETY: As in `root()`; it was not NULL above, and does not change again.
-        unsafe { Root::from_anon_vma(self.lazy().load(Acquire)) }
+        Ok(unsafe { Root::from_anon_vma(self.lazy().load(Acquire)) })
     }
 
     #[inline]
@@ -492,6 +503,16 @@ impl MmapLocked {
     pub(crate) fn is_hugetlb(&self) -> bool {
         // SAFETY: By the type invariant the VMA is valid.
         unsafe { bindings::is_vm_hugetlb_page(self.as_ptr()) }
+    }
+
+    /// Whether its anonymous pages are its own, and all that it maps has a struct page: what Linux calls a
+    /// CoW mapping, and neither `VM_PFNMAP` nor `VM_MIXEDMAP`. These flags are set by mmap at the latest.
+    #[inline]
+    pub(crate) fn is_cow_mapping_of_pages(&self) -> bool {
+        // SAFETY: By the type invariant the VMA is valid, and `mmap_lock` is held.
+        let vm_flags = unsafe { VmaRef::from_raw(self.as_ptr()) }.flags();
+        let relevant = flags::SHARED | flags::MAYWRITE | flags::PFNMAP | flags::MIXEDMAP;
+        vm_flags & relevant == flags::MAYWRITE
     }
 
     /// Whether it is the stack of a program that exec is about to move to its place.

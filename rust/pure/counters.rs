@@ -16,6 +16,8 @@ pub(crate) enum Event {
     Unnatural,
     /// Of these: a VMA of huge pages, which is never lazy.
     Hugetlb,
+    /// Of these: a VMA without anonymous pages of its own, or that may map what is no page.
+    Special,
     /// A lazy root was made.
     RootNew,
     /// Of these: by fork, a child of the parent's root.
@@ -70,12 +72,13 @@ pub(crate) enum Event {
 
 impl Event {
     /// Every event, in the order in which they are shown.
-    pub(crate) const ALL: [Event; 30] = [
+    pub(crate) const ALL: [Event; 31] = [
         Event::FirstFault,
         Event::ModeOff,
         Event::Raced,
         Event::Unnatural,
         Event::Hugetlb,
+        Event::Special,
         Event::RootNew,
         Event::RootFork,
         Event::RootDetach,
@@ -111,6 +114,7 @@ impl Event {
             Event::Raced => "first_fault_raced",
             Event::Unnatural => "first_fault_unnatural",
             Event::Hugetlb => "first_fault_hugetlb",
+            Event::Special => "first_fault_special",
             Event::RootNew => "root_new",
             Event::RootFork => "root_fork",
             Event::RootDetach => "root_detach",

@@ -23,6 +23,7 @@
 
 #include "kselftest_harness.h"
 #include "rmap.h"
+#include "inside.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -688,6 +689,45 @@ TEST_F(features, dontunmap_and_uffd)
 		ASSERT_EQ(munmap(u.from, NR * self->page), 0);
 		EXPECT_SOUND();
 	}
+}
+
+/*
+ * userfaultfd prepares the VMA at its destination before it looks what that is. One that is no CoW
+ * mapping has no anonymous page. It lies where a page that has moved away was first touched, and a
+ * walk for that page must not come by.
+ */
+TEST_F(features, a_mapping_without_anonymous_pages)
+{
+	char *area = map_at(room(NR), NR * self->page), *away = map_at(room(NR), NR * self->page);
+	const size_t size = NR * self->page;
+	const long special = lazy_mode() ? avl_counter("first_fault_special") : 0;
+	struct uffdio_zeropage zero = { .range = { (uintptr_t)area, self->page } };
+	int fd = uffd_open(0), file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_GE(file, 0);
+	fill(area, NR, 1, 1);
+	ASSERT_EQ(mremap(area, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
+	ASSERT_EQ(mmap(area, self->page, PROT_READ, MAP_SHARED | MAP_FIXED, file, 0), area);
+	ASSERT_EQ(*(volatile char *)area, 0x7f);
+	EXPECT_EQ(ioctl(fd, UFFDIO_ZEROPAGE, &zero), -1);
+	EXPECT_EQ(errno, ENOENT);
+	if (lazy_mode()) {
+		EXPECT_STREQ(inside_vma(0, area), "regular");
+		EXPECT_STREQ(inside_vma(0, away), "linked");
+		EXPECT_GT(avl_counter("first_fault_special"), special);
+	}
+	KIN(&self->f, filled(away, NR, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	EXPECT_EQ(move_to_node(0, away, NR, 1), NR);
+	EXPECT_EQ(move_to_node(0, away, NR, 0), NR);
+	ASSERT_EQ(madvise(away, size, MADV_PAGEOUT), 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(away, NR, 1, 1));
+	EXPECT_EQ(*(volatile char *)area, 0x7f);
+	close(file);
+	close(fd);
 }
 
 /* Which pages were written to, asked and protected again in one call. */
