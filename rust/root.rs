@@ -53,7 +53,10 @@ use kernel::{
         static_lock_class,
         SpinLock, //
     },
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
 };
 
 /// A lazy root.
@@ -205,11 +208,10 @@ impl Root {
         let parent = unsafe { Kept::new(self) };
         // SAFETY: Referenced until the next one is found.
         let kept = |child: &RootRef| unsafe { Kept::new(child) };
-        // INVARIANT: Pinned.
-        while let Some(child) = Tree
-            .pin_child(parent, at.as_ref().map(kept))
-            .map(|child| RootRef(child.0))
-        {
+        // SAFETY: What was found before is a child of `parent`.
+        while let Some(child) = unsafe { Tree.pin_child(parent, at.as_ref().map(kept)) } {
+            // INVARIANT: Pinned.
+            let child = RootRef(child.0);
             each(&child);
             at = Some(child);
         }
@@ -275,7 +277,7 @@ impl Root {
         // SAFETY: The rwsem is initialized, by the type invariants.
         unsafe { bindings::down_write(self.rwsem()) };
         // INVARIANT: Just locked.
-        Write(self)
+        Write(self, NotThreadSafe)
     }
 
     /// Locks in read mode. May sleep; the lock of an ancestor may be held in write mode.
@@ -285,7 +287,7 @@ impl Root {
         // in another): __folio_split() keeps the lock of the root that its walk begins with.
         unsafe { bindings::down_read_nested(self.rwsem(), 1) };
         // INVARIANT: Just locked.
-        Read(self)
+        Read(self, NotThreadSafe)
     }
 
     /// Locks in read mode, unless somebody holds it in write mode or waits. Any context.
@@ -294,7 +296,7 @@ impl Root {
         // SAFETY: The rwsem is initialized, by the type invariants.
         let locked = unsafe { bindings::down_read_trylock(self.rwsem()) } != 0;
         // INVARIANT: Just locked.
-        locked.then(|| Read(self))
+        locked.then(|| Read(self, NotThreadSafe))
     }
 
     /// Whether no walk looks into the VMA tree of the mm any more. Never false again once it is true.
@@ -334,10 +336,15 @@ impl RootRef {
     /// Makes a root for `mm`, a child of `up` if there is one, whose children it joins. The
     /// reference is that of the mm. May sleep.
     ///
+    /// # Safety
+    ///
+    /// The caller gives the root to `mm`, or detaches it before it drops it: walks that come by `up` look
+    /// into the VMA tree of `mm` from here on.
+    ///
     /// # Errors
     ///
     /// [`ENOMEM`]; [`ENODEV`] if the module is being unloaded.
-    pub(crate) fn new(mm: &Mm, up: Option<&Root>) -> Result<Self> {
+    pub(crate) unsafe fn new(mm: &Mm, up: Option<&Root>) -> Result<Self> {
         // SAFETY: `OWNER` is this module, whose text runs. The core puts it when the root is freed.
         if !unsafe { bindings::try_module_get(crate::hooks::OWNER) } {
             return Err(ENODEV);
@@ -356,7 +363,7 @@ impl RootRef {
         // SAFETY: By the type invariants the rwsem is initialized, in free objects too.
         unsafe { shim::taken_by_reclaim(this.rwsem()) };
         // INVARIANT: The count is zero and the root in no list: this is the only function that has it,
-        // and the mm that it gets it lets go by `Write::detach()` only.
+        // and by the safety requirements it lets the mm go by `Write::detach()` only.
         this.mm.store(mm.as_ptr(), Relaxed);
         // SAFETY: As above: nobody reads the pointer yet.
         unsafe { (*this.head.get()).up = ptr::null_mut() };
@@ -468,7 +475,7 @@ pub(crate) fn hold_module() {
 /// # Invariants
 ///
 /// The rwsem of the root is held in write mode.
-pub(crate) struct Write<'a>(&'a Root);
+pub(crate) struct Write<'a>(&'a Root, NotThreadSafe);
 
 impl<'a> Write<'a> {
     /// The root.
@@ -572,7 +579,7 @@ impl Drop for Write<'_> {
 /// # Invariants
 ///
 /// The rwsem of the root is held.
-pub(crate) struct Read<'a>(&'a Root);
+pub(crate) struct Read<'a>(&'a Root, NotThreadSafe);
 
 impl<'a> Read<'a> {
     /// Takes over a lock that is held. It is dropped with the value.
@@ -583,7 +590,7 @@ impl<'a> Read<'a> {
     #[inline]
     pub(crate) unsafe fn adopt(root: &'a Root) -> Self {
         // INVARIANT: By the safety requirements.
-        Self(root)
+        Self(root, NotThreadSafe)
     }
 
     /// The root.
@@ -748,9 +755,10 @@ impl Family for Tree {
         root.up().map(|up| Kept(NonNull::from(up)))
     }
 
-    fn pin_child(&self, parent: Kept, after: Option<Kept>) -> Option<Kept> {
+    unsafe fn pin_child(&self, parent: Kept, after: Option<Kept>) -> Option<Kept> {
         let children = parent.children.lock();
-        // SAFETY: `after` is a child of `parent`, and in its list for as long as it is in use.
+        // SAFETY: By the safety requirements `after` is a child of `parent`; it is in its list for as
+        // long as it is in use.
         let child = unsafe { children.pin_next(after.map(Kept::as_ptr), Root::try_get) };
         // INVARIANT: Pinned just now.
         child.map(Kept)

@@ -139,7 +139,12 @@ pub(crate) trait Family {
 
     /// The first child of `parent`, from the head or else behind `after`, that can be pinned, which
     /// it then is. The look happens under the lock of the list, the one that fork links under.
-    fn pin_child(&self, parent: Self::Root, after: Option<Self::Root>) -> Option<Self::Root>;
+    ///
+    /// # Safety
+    ///
+    /// `after` is a child of `parent`.
+    unsafe fn pin_child(&self, parent: Self::Root, after: Option<Self::Root>)
+        -> Option<Self::Root>;
 }
 
 /// Whom a walk that began at `start` visits after `cur`: parents before their children.
@@ -147,13 +152,15 @@ pub(crate) trait Family {
 /// `cur` is `start` or is pinned, and has been visited. Its pin keeps all of its ancestors, and so
 /// each of them stays in its parent's list. Returns a pinned root, or [`None`] at the end.
 pub(crate) fn successor<F: Family>(family: &F, start: F::Root, cur: F::Root) -> Option<F::Root> {
-    if let Some(child) = family.pin_child(cur, None) {
+    // SAFETY: From the head.
+    if let Some(child) = unsafe { family.pin_child(cur, None) } {
         return Some(child);
     }
     let mut at = cur;
     while at != start {
         let parent = family.parent(at)?;
-        if let Some(sibling) = family.pin_child(parent, Some(at)) {
+        // SAFETY: `parent` is the parent of `at`.
+        if let Some(sibling) = unsafe { family.pin_child(parent, Some(at)) } {
             return Some(sibling);
         }
         at = parent;
@@ -203,7 +210,7 @@ mod tests {
             self.0[root].parent
         }
 
-        fn pin_child(&self, parent: usize, after: Option<usize>) -> Option<usize> {
+        unsafe fn pin_child(&self, parent: usize, after: Option<usize>) -> Option<usize> {
             // SAFETY: The nodes live in the array, and `after` is a child of `parent`.
             let child = unsafe {
                 self.list(parent)

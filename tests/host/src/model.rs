@@ -351,7 +351,7 @@ impl Family for Tree<'_> {
         self.0.roots[root].up
     }
 
-    fn pin_child(&self, parent: RootId, after: Option<RootId>) -> Option<RootId> {
+    unsafe fn pin_child(&self, parent: RootId, after: Option<RootId>) -> Option<RootId> {
         let after = after.map(|root| NonNull::from(&*self.0.roots[root]));
         let list = self.0.roots[parent].children.borrow();
         // SAFETY: Roots live as long as the world; `after` or a descendant is pinned.

@@ -181,7 +181,7 @@ impl Family for Tree<'_> {
         self.0.root(root).up()
     }
 
-    fn pin_child(&self, parent: usize, after: Option<usize>) -> Option<usize> {
+    unsafe fn pin_child(&self, parent: usize, after: Option<usize>) -> Option<usize> {
         let world = self.0;
         let parent = world.root(parent);
         if world.wrong == Some(Wrong::ListWithoutLock) {
