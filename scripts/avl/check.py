@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 
 from . import common, guest, ktap, report, selftests, source, vmatests
 from .common import TOP, Failure, Stage, say
@@ -269,6 +270,21 @@ def other_configuration(toolchain, guests, arch, bench):
     return results
 
 
+def tour(runs, lazy_tests, own):
+    """
+    The guests of make check-debug, the longest first. Several, as they are run side by side: none of
+    them needs what another one has done.
+    """
+    slow = {"stress": lazy_tests.pop("stress"), "fail": [f"-T:{LEAKY}"]}
+    del lazy_tests["fail"], lazy_tests["leaks"]
+    lazy_tests["states"] = TOUR_STATES
+    return [(", failures, stress", "lazy", {**slow, "taint": []}, "fail"),
+            (", features", "lazy", {**own, "taint": []}, "features"),
+            (", all lazy", "lazy", lazy_tests, None),
+            *runs,
+            (", kmemleak", "lazy", {"fail": [f"-t:{LEAKY}"], "leaks": [], "taint": []}, "leaks")]
+
+
 def check(toolchain, arch):
     """make check: everything that is quick once the kernels are built."""
     guests = guest.Guests(toolchain, arch)
@@ -296,26 +312,27 @@ def check(toolchain, arch):
         results.append(no_panics(toolchain, bench.module))
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
-    if tests:
-        with Stage(f"guest tests, {arch} {variant}"):
-            results += guest_check(guests, bench, "check", tests)
     own = {name: cases for name, cases in lazy_tests.items() if name in OWN_GUEST}
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in OWN_GUEST}
-    leaks = {}
-    if "leaks" in lazy_tests and not common.setting("TESTS"):
-        del lazy_tests["leaks"]
-        leaks = {"fail": [f"-t:{LEAKY}"], "leaks": [], "taint": []}
-        lazy_tests["fail"] = [f"-T:{LEAKY}"]
-        lazy_tests["states"] = TOUR_STATES
-    if lazy_tests:
-        with Stage(f"guest tests, all lazy, {arch} {variant}"):
-            results += guest_check(guests, bench, "lazy", lazy_tests)
-    if leaks:
-        with Stage(f"guest tests, kmemleak, {arch} {variant}"):
-            results += guest_check(guests, bench, "lazy", leaks, "leaks")
-    if own:
-        with Stage(f"guest tests, {', '.join(own)}, {arch} {variant}"):
-            results += guest_check(guests, bench, "lazy", {**own, "taint": []}, "features")
+    # What is run in which kind of guest: (what it is, kind, tests, name of its logs).
+    runs = [("", "check", tests, None)] if tests else []
+    if variant == "debug" and not common.setting("TESTS"):
+        runs = tour(runs, lazy_tests, own)
+    else:
+        runs += [(", all lazy", "lazy", lazy_tests, None)] if lazy_tests else []
+        runs += [(f", {', '.join(own)}", "lazy", {**own, "taint": []}, "features")] if own else []
+
+    def run(what, *args):
+        with Stage(f"guest tests{what}, {arch} {variant}"):
+            return guest_check(guests, bench, *args)
+
+    if variant == "debug":
+        guests.accel(bench.kernel, bench.initrd)
+        for judged in guests.side_by_side([partial(run, *args) for args in runs]):
+            results += judged
+    else:
+        for args in runs:
+            results += run(*args)
     if not common.setting("TESTS") and variant == "release":
         results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
                                                      ("lazy on", bench, "selftests-on")),
