@@ -74,7 +74,8 @@ def jobs():
 
 
 def say(text):
-    print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
+    # In one piece: guests that run side by side say something at the same time.
+    print(f"[{time.monotonic() - START:5.0f} s] {text}\n", end="", flush=True)
 
 
 class Stage:

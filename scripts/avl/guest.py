@@ -283,8 +283,8 @@ class Guests:
                             machine)
         (directory / "command").write_text(shlex.join(argv) + "\n")
         if not quiet:
-            say(f"guest {name}: {accel}, at most {timeout} s; console: {directory}/console.log")
-            print(f"    {shlex.join(argv)}", flush=True)
+            say(f"guest {name}: {accel}, at most {timeout} s; console: {directory}/console.log\n"
+                f"    {shlex.join(argv)}")
         started = time.monotonic()
         timed_out = False
         with open(directory / "qemu.log", "wb") as out:
