@@ -12,13 +12,13 @@ export BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
-TARGETS := kernel kernel-built modules modules_install run qemu check check-unpatched \
-	check-selftests check-kcsan stressors coverage check-full smoke samples facts \
+TARGETS := kernel kernel-built modules modules_install run qemu check check-debug \
+	check-unpatched check-selftests check-kcsan stressors coverage check-full smoke samples facts \
 	patches-apply patches-check mutants bench report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
 
-.PHONY: all help check-debug python3 $(TARGETS)
+.PHONY: all help python3 $(TARGETS)
 .NOTPARALLEL:
 
 all: modules
@@ -29,9 +29,6 @@ python3:
 
 $(TARGETS): python3
 	$(AVL) $@
-
-check-debug: python3
-	@$(MAKE) check VARIANT=debug
 
 help:
 	@echo 'anon_vma_lazy: a kernel patch series and a Rust module. Nothing needs to be'
@@ -57,7 +54,7 @@ help:
 	@echo
 	@echo 'Test:'
 	@echo '  smoke           - boot, load, take first faults'
-	@echo '  check-debug     - the guest tests on a kernel with KASAN, lockdep, DEBUG_VM...'
+	@echo '  check-debug     - a tour of a kernel with KASAN, lockdep...; check VARIANT=debug has all'
 	@echo '  check-kcsan     - guest tests on a kernel that looks for data races'
 	@echo '  stressors       - stress-ng and trinity in a Debian userland, all lazy'
 	@echo '  check-unpatched - an unpatched kernel refuses the module; the oracle holds there, and lazy off'

@@ -24,17 +24,32 @@ RELEASE_TESTS = ("cost",)
 # What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
 # lazy guest of its own.
 OWN_GUEST = ("features",)
-# kmemleak takes half of a debug kernel's time: in the tour it watches what is most likely to
-# leak, in a guest of its own. TESTS= with leaks has it watch all that is named.
-LEAKY = "each_of_the_module"
-# What the tour leaves to check-full: who is alone or a parent; a child's VMAs are both.
-TOUR_STATES = ["-V:alone", "-V:parent"]
+# What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes an hour: single
+# features, of which it has the storms, who is alone or a parent (a child's VMAs are both), and
+# failing allocations but for those of an operation of each kind. kmemleak takes half of a
+# debug kernel's time: it watches what is most likely to leak, in a guest of its own.
+TOUR = {
+    "hook": ["-T:root_is_charged_to_the_cgroup"],
+    "states": ["-V:alone", "-V:parent"],
+    "fail": [f"fail.{case}" for case in (
+        "fork_twice.each_allocation", "move_half.each_allocation", "split.each_allocation",
+        "fork_and_look.while_pages_move", "unmap_the_middle.while_pages_move")] +
+            ["global.munmap_that_fails_behind_its_marks"],
+    "features": [f"features.{case}" for case in (
+        "uffd_move_in_a_family", "a_mapping_without_anonymous_pages", "failure_of_a_shared_page",
+        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm", "storm_of_huge_pages",
+        "storm_of_munmap_against_compaction", "storm_of_exit_against_reclaim")],
+}
+TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
+              ("first_fault", "fork_twice", "move_half", "split")]
 # A debug kernel under TCG is that much slower.
-TIMEOUTS = {"release": 900, "debug": 2700}
+TIMEOUTS = {"release": 900, "debug": 5400}
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
 CYCLES = {"release": 100, "debug": 8}
+TOUR_CYCLES = 4
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
+TOUR_ROUNDS = 3
 # While pages move, fork and so on fail at each allocation, but in so many rounds: all of them in
 # one take ten minutes. check-full asks for that.
 STRIDE = 8
@@ -174,18 +189,16 @@ def no_panics(toolchain, module):
     return Result("module/no-panics", "failed" if found else "passed", ", ".join(found))
 
 
-def thorough(tests):
-    """Is there time for all that a debug kernel can check? Not in the tour."""
-    return "leaks" in tests or bool(common.setting("TESTS"))
-
-
-def guest_options(mode, variant, tests, limit):
-    """What the kernel command line says to a guest of that kind: {test: cases}, seconds for one."""
+def guest_options(mode, variant, tests, limit, tour=False):
+    """
+    What the kernel command line says to a guest of that kind: {test: cases}, seconds for one, whether
+    it is the tour, in which there is no time for all.
+    """
     options = f"{tests_option(tests)} avl.limit={limit}"
     if "lifetime" in tests and variant in CYCLES:
-        options += f" avl.cycles={CYCLES[variant]}"
+        options += f" avl.cycles={TOUR_CYCLES if tour else CYCLES[variant]}"
     # SLUB's checks of each object, on top of KASAN's, take a sixth of the time of a debug kernel.
-    all_checks = variant == "debug" and thorough(tests)
+    all_checks = variant == "debug" and (not tour or "leaks" in tests)
     slab = ["-"] if variant == "debug" and not all_checks else []
     if mode == "lazy":
         # Sanity checks keep free objects out of per-CPU stocks, so that counts are exact. A cache
@@ -196,10 +209,11 @@ def guest_options(mode, variant, tests, limit):
     if mode == "lazy":
         if "leaks" in tests:
             options += " kmemleak=on"
-        options += f" avl.rounds={common.number('ROUNDS', ROUNDS[variant])}"
+        rounds = TOUR_ROUNDS if tour else ROUNDS[variant]
+        options += f" avl.rounds={common.number('ROUNDS', rounds)}"
         if "fail" in tests:
             # A case that is asked for by name, as mutants do, is to notice what it can.
-            named = any(not case.startswith("-") for case in tests["fail"])
+            named = not tour and any(not case.startswith("-") for case in tests["fail"])
             stride = common.number("STRIDE", 1 if named else STRIDE)
             options += f" avl.stride={stride}"
         for name in ("SEED", "GENERATIONS", "SOAK"):
@@ -208,10 +222,10 @@ def guest_options(mode, variant, tests, limit):
     return options
 
 
-def guest_check(guests, bench, mode, tests, name=None):
+def guest_check(guests, bench, mode, tests, name=None, tour=False):
     """
     The tests of a patched guest of one kind, 'check' or 'lazy': {test: cases} or names. Logs go by
-    the `name`, the kind if there is none.
+    the `name`, the kind if there is none. `tour` as for guest_options().
     """
     variant = bench.kernel.variant
     tests = tests if isinstance(tests, dict) else wanted(tests)
@@ -219,7 +233,7 @@ def guest_check(guests, bench, mode, tests, name=None):
     if "stress" in tests and common.setting("SOAK"):
         limit += 60 * common.number("SOAK", 0)
     run = guests.run(f"{name or mode}-{variant}", bench.kernel, bench.initrd, mode,
-                     guest_options(mode, variant, tests, limit), limit)
+                     guest_options(mode, variant, tests, limit, tour), limit)
     results = guest.judge(run, tuple(tests), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
@@ -270,19 +284,17 @@ def other_configuration(toolchain, guests, arch, bench):
     return results
 
 
-def tour(runs, lazy_tests, own):
+def guests_of(tests, lazy_tests):
     """
-    The guests of make check-debug, the longest first. Several, as they are run side by side: none of
-    them needs what another one has done.
+    What is run in which kind of guest: (what it is, kind, tests, name of its logs). What changes
+    settings of the whole machine has a guest of its own.
     """
-    slow = {"stress": lazy_tests.pop("stress"), "fail": [f"-T:{LEAKY}"]}
-    del lazy_tests["fail"], lazy_tests["leaks"]
-    lazy_tests["states"] = TOUR_STATES
-    return [(", failures, stress", "lazy", {**slow, "taint": []}, "fail"),
-            (", features", "lazy", {**own, "taint": []}, "features"),
-            (", all lazy", "lazy", lazy_tests, None),
-            *runs,
-            (", kmemleak", "lazy", {"fail": [f"-t:{LEAKY}"], "leaks": [], "taint": []}, "leaks")]
+    own = {name: cases for name, cases in lazy_tests.items() if name in OWN_GUEST}
+    others = {name: cases for name, cases in lazy_tests.items() if name not in OWN_GUEST}
+    return [run for run in (("", "check", tests, None),
+                            (", all lazy", "lazy", others, None),
+                            (f", {', '.join(own)}", "lazy", own and {**own, "taint": []},
+                             "features")) if run[2]]
 
 
 def check(toolchain, arch):
@@ -312,27 +324,9 @@ def check(toolchain, arch):
         results.append(no_panics(toolchain, bench.module))
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
-    own = {name: cases for name, cases in lazy_tests.items() if name in OWN_GUEST}
-    lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in OWN_GUEST}
-    # What is run in which kind of guest: (what it is, kind, tests, name of its logs).
-    runs = [("", "check", tests, None)] if tests else []
-    if variant == "debug" and not common.setting("TESTS"):
-        runs = tour(runs, lazy_tests, own)
-    else:
-        runs += [(", all lazy", "lazy", lazy_tests, None)] if lazy_tests else []
-        runs += [(f", {', '.join(own)}", "lazy", {**own, "taint": []}, "features")] if own else []
-
-    def run(what, *args):
+    for what, *args in guests_of(tests, lazy_tests):
         with Stage(f"guest tests{what}, {arch} {variant}"):
-            return guest_check(guests, bench, *args)
-
-    if variant == "debug":
-        guests.accel(bench.kernel, bench.initrd)
-        for judged in guests.side_by_side([partial(run, *args) for args in runs]):
-            results += judged
-    else:
-        for args in runs:
-            results += run(*args)
+            results += guest_check(guests, bench, *args)
     if not common.setting("TESTS") and variant == "release":
         results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
                                                      ("lazy on", bench, "selftests-on")),
@@ -345,6 +339,35 @@ def check(toolchain, arch):
         with Stage("module of another configuration"):
             results += other_configuration(toolchain, guests, arch, bench)
     return finish("check" if variant == "release" else f"check-{variant}", results, arch)
+
+
+def check_debug(toolchain, arch):
+    """make check-debug: a tour of the debug kernel, in guests side by side."""
+    if common.setting("TESTS"):
+        raise Failure("check-debug runs tests of its own choice: for these use make check "
+                      f"VARIANT=debug TESTS=\"{common.setting('TESTS')}\"")
+    guests = guest.Guests(toolchain, arch)
+    with Stage(f"kernel and module, {arch} debug"):
+        bench = Bench(toolchain, arch, "debug")
+
+    def chosen(*names):
+        return {name: TOUR.get(name, []) for name in (*names, "taint")}
+
+    def run(what, *args):
+        with Stage(f"guest tests{what}, {arch} debug"):
+            return guest_check(guests, bench, *args, tour=True)
+
+    # The longest first; none of them needs what another one has done.
+    runs = ((", failures, stress", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
+            ("", "check", chosen(*GUEST_TESTS[:-1]), None),
+            (", all lazy", "lazy", chosen("rmap", "states"), None),
+            (", kmemleak", "lazy", {"fail": TOUR_LEAKS, "leaks": [], "taint": []}, "leaks"))
+    # Before there are several.
+    guests.accel(bench.kernel, bench.initrd)
+    results = []
+    for judged in guests.side_by_side([partial(run, *args) for args in runs]):
+        results += judged
+    return finish("check-debug", results, arch)
 
 
 def finish(target, results, arch, extra=None):
@@ -425,9 +448,7 @@ FULL = (
     ("lint", ["lint"]),
     ("check-x86_64", ["check", "ARCH=x86_64"]),
     ("check-arm64", ["check", "ARCH=arm64"]),
-    ("leaks-x86_64", ["check", "VARIANT=debug", "TESTS=rmap,states,stress,fail,leaks",
-                      "TIMEOUT=5400", "ARCH=x86_64"]),
-    ("check-debug-x86_64", ["check-debug", "STRIDE=1", "TIMEOUT=5400", "ARCH=x86_64"]),
+    ("debug-x86_64", ["check", "VARIANT=debug", "STRIDE=1", "TIMEOUT=7200", "ARCH=x86_64"]),
     ("selftests-x86_64", ["check-selftests", "ARCH=x86_64"]),
     ("kcsan-x86_64", ["check-kcsan", "ARCH=x86_64"]),
     ("stressors-x86_64", ["stressors", "ARCH=x86_64"]),

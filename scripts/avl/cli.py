@@ -113,6 +113,7 @@ COMMANDS = {
     "run": (cmd_run, True),
     "qemu": (cmd_qemu, True),
     "check": (check.check, True),
+    "check-debug": (check.check_debug, True),
     "check-unpatched": (check.unpatched, True),
     "check-selftests": (check.check_selftests, True),
     "coverage": (coverage.coverage, True),

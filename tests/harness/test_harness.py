@@ -353,17 +353,22 @@ class Selection(unittest.TestCase):
         self.assertEqual(check.tests_option(tests), "avl.tests=rmap/rmap.a+rmap.b,cost")
 
     def test_what_only_some_guests_are_told(self):
-        def options(tests):
-            return check.guest_options("lazy", "debug", check.wanted(tests), 1).split()
+        def options(tests, tour=False):
+            return check.guest_options("lazy", "debug", check.wanted(tests), 1, tour).split()
 
         self.assertIn("kmemleak=on", options(["fail", "leaks"]))
         self.assertNotIn("kmemleak=on", options(["fail"]))
         with mock.patch.dict(os.environ):
             os.environ.pop("STRIDE", None)
             os.environ.pop("TESTS", None)
-            self.assertIn("slab_debug=-;F,anon_vma*,vm_area_struct", options(["fail"]))
-            self.assertIn("slab_debug=FZPU,anon_vma*,vm_area_struct", options(["fail", "leaks"]))
-            self.assertIn("avl.stride=1", options(["fail/fail.split.while_pages_move"]))
+            self.assertIn("slab_debug=-;F,anon_vma*,vm_area_struct", options(["fail"], True))
+            self.assertIn("slab_debug=FZPU,anon_vma*,vm_area_struct",
+                          options(["fail", "leaks"], True))
+            self.assertIn("slab_debug=FZPU,anon_vma*,vm_area_struct", options(["fail"]))
+            one = ["fail/fail.split.while_pages_move"]
+            self.assertIn("avl.stride=1", options(one))
+            self.assertIn(f"avl.stride={check.STRIDE}", options(one, True))
+            self.assertIn(f"avl.rounds={check.TOUR_ROUNDS}", options(one, True))
             self.assertIn(f"avl.stride={check.STRIDE}", options(["fail/-T:each_of_the_module"]))
 
     def test_mutant_without_a_test(self):
@@ -387,7 +392,10 @@ class Selection(unittest.TestCase):
         """What mutants and patches-check name would fail in the guest, for the wrong reason."""
         named = [m.test for m in map(mutants.Mutant, mutants.DIRECTORY.glob("*.patch"))
                  if m.mode != "host"]
-        for program, cases in check.wanted([*named, *check.STEP_TESTS]).items():
+        tour = [f"{program}/{case}" for program, cases in
+                (*check.TOUR.items(), ("fail", check.TOUR_LEAKS)) for case in cases
+                if not case.startswith("-")]
+        for program, cases in check.wanted([*named, *check.STEP_TESTS, *tour]).items():
             file = common.TOP / "tests/guest" / f"{program}.c"
             text = file.read_text() if cases else ""
             for case in cases:
@@ -639,7 +647,7 @@ class Refusals(unittest.TestCase):
         result = subprocess.run(["make", "-C", str(TOP), "help"], stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
-        for target in [*cli.COMMANDS, "check-debug"]:
+        for target in cli.COMMANDS:
             self.assertRegex(result.stdout.decode(), rf"(?m)^  (?:.*, )?{target}\b")
         for name in re.findall(r"(?m)^export (.*)", (TOP / "Makefile").read_text()):
             for variable in name.split():
@@ -648,6 +656,9 @@ class Refusals(unittest.TestCase):
 
     def test_a_test_of_another_kernel(self):
         self.refused("cannot be run on the release kernel", "check", "TESTS=fail")
+
+    def test_a_tour_of_some_tests(self):
+        self.refused("make check VARIANT=debug TESTS=", "check-debug", "TESTS=rmap")
 
     def test_unknown_mutant(self):
         self.refused("no such file in tests/mutants", "mutants", "MUTANTS=none")
