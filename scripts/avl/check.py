@@ -417,7 +417,14 @@ def patches_check(toolchain, arch):
     guests = guest.Guests(toolchain, arch)
     results = []
     patches = source.series()
+    steps = common.setting("STEPS").replace(",", " ").split()
+    unknown = set(steps) - {str(number) for number in range(1, len(patches) + 1)}
+    if unknown:
+        raise Failure(f"STEPS={' '.join(sorted(unknown))}: the series has patches 1 to "
+                      f"{len(patches)}")
     for number, patch in enumerate(patches, 1):
+        if steps and str(number) not in steps:
+            continue
         name = f"patch-{number:04}"
         with Stage(f"{patch.name[:38]}"):
             last = number == len(patches)
@@ -515,7 +522,7 @@ def check_full():
     # A stage is a stage whole: what narrows a run down is not handed on.
     env = {k: v for k, v in os.environ.items()
            if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "SELFTESTS",
-                        "STRESSORS", "MUTANTS")}
+                        "STRESSORS", "MUTANTS", "STEPS")}
     for name, target in FULL:
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):

@@ -660,6 +660,9 @@ class Refusals(unittest.TestCase):
     def test_a_tour_of_some_tests(self):
         self.refused("make check VARIANT=debug TESTS=", "check-debug", "TESTS=rmap")
 
+    def test_a_step_that_is_no_patch(self):
+        self.refused("the series has patches 1 to", "patches-check", "STEPS=0")
+
     def test_unknown_mutant(self):
         self.refused("no such file in tests/mutants", "mutants", "MUTANTS=none")
 
