@@ -25,12 +25,13 @@ RELEASE_TESTS = ("cost",)
 # lazy guest of its own.
 OWN_GUEST = ("features",)
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes an hour: single
-# features, of which it has the storms, who is alone or a parent (a child's VMAs are both), and
-# failing allocations but for those of an operation of each kind. kmemleak takes half of a
-# debug kernel's time: it watches what is most likely to leak, in a guest of its own.
+# features, of which it has the storms; the states one by one, which rmap comes by; what looks at
+# messages and at who may ask; failing allocations but for those of an operation of each kind.
+# kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
+# most likely to leak.
 TOUR = {
-    "hook": ["-T:root_is_charged_to_the_cgroup"],
-    "states": ["-V:alone", "-V:parent"],
+    "boot": [], "kunit": [], "lifetime": [], "inside": [], "rmap": [], "stress": [],
+    "hook": ["-V:off", "-T:root_is_charged_to_the_cgroup"],
     "fail": [f"fail.{case}" for case in (
         "fork_twice.each_allocation", "move_half.each_allocation", "split.each_allocation",
         "fork_and_look.while_pages_move", "unmap_the_middle.while_pages_move")] +
@@ -46,10 +47,10 @@ TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
 TIMEOUTS = {"release": 900, "debug": 5400}
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
 CYCLES = {"release": 100, "debug": 8}
-TOUR_CYCLES = 4
+TOUR_CYCLES = 2
 # Quiet points of the stress test, at which the oracle looks.
 ROUNDS = {"release": 15, "debug": 5, "kcsan": 5}
-TOUR_ROUNDS = 3
+TOUR_ROUNDS = 2
 # While pages move, fork and so on fail at each allocation, but in so many rounds: all of them in
 # one take ten minutes. check-full asks for that.
 STRIDE = 8
@@ -351,7 +352,7 @@ def check_debug(toolchain, arch):
         bench = Bench(toolchain, arch, "debug")
 
     def chosen(*names):
-        return {name: TOUR.get(name, []) for name in (*names, "taint")}
+        return {**{name: TOUR[name] for name in names}, "taint": []}
 
     def run(what, *args):
         with Stage(f"guest tests{what}, {arch} debug"):
@@ -359,8 +360,8 @@ def check_debug(toolchain, arch):
 
     # The longest first; none of them needs what another one has done.
     runs = ((", failures, stress", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
-            ("", "check", chosen(*GUEST_TESTS[:-1]), None),
-            (", all lazy", "lazy", chosen("rmap", "states"), None),
+            (", all lazy", "lazy", chosen("boot", "rmap"), None),
+            ("", "check", chosen("boot", "kunit", "hook", "lifetime", "inside"), None),
             (", kmemleak", "lazy", {"fail": TOUR_LEAKS, "leaks": [], "taint": []}, "leaks"))
     # Before there are several.
     guests.accel(bench.kernel, bench.initrd)
