@@ -25,21 +25,22 @@ RELEASE_TESTS = ("cost",)
 # lazy guest of its own.
 OWN_GUEST = ("features",)
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes an hour: single
-# features, of which it has the storms; the states one by one, which rmap comes by; what looks at
-# messages and at who may ask; failing allocations but for those of an operation of each kind.
+# features and storms of what rmap has against migration; the states one by one, which rmap comes
+# by; what looks at messages and at who may ask; failing allocations but for an operation of each kind.
 # kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
 # most likely to leak.
 TOUR = {
-    "boot": [], "kunit": [], "lifetime": [], "inside": [], "rmap": [], "stress": [],
+    "boot": [], "kunit": [], "lifetime": [], "inside": [], "stress": [],
+    "rmap": ["-T:fork_with_holes_against_migration"],
     "hook": ["-V:off", "-T:root_is_charged_to_the_cgroup"],
     "fail": [f"fail.{case}" for case in (
         "fork_twice.each_allocation", "move_half.each_allocation", "split.each_allocation",
-        "fork_and_look.while_pages_move", "unmap_the_middle.while_pages_move")] +
+        "unmap_the_middle.while_pages_move")] +
             ["global.munmap_that_fails_behind_its_marks"],
     "features": [f"features.{case}" for case in (
         "uffd_move_in_a_family", "a_mapping_without_anonymous_pages", "failure_of_a_shared_page",
-        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm", "storm_of_huge_pages",
-        "storm_of_munmap_against_compaction", "storm_of_exit_against_reclaim")],
+        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm",
+        "storm_of_exit_against_reclaim")],
 }
 TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
               ("first_fault", "fork_twice", "move_half", "split")]
