@@ -84,6 +84,9 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
                 stats::count(Event::ModeOff);
                 return Ok(Verdict::Regular);
             }
+            // For the test in which threads that have seen no root race to make it.
+            #[cfg(CONFIG_KUNIT)]
+            crate::stall(crate::module_parameters::test_delay_ms.value());
             match mm.make_root(None) {
                 Ok(root) => root,
                 // The module is going.
