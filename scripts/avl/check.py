@@ -24,11 +24,11 @@ RELEASE_TESTS = ("cost",)
 # What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
 # lazy guest of its own.
 OWN_GUEST = ("features",)
-# What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes an hour: single
-# features and storms of what rmap has against migration; the states one by one, which rmap comes
-# by; what looks at messages and at who may ask; failing allocations but for an operation of each kind.
-# kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
-# most likely to leak.
+# What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes more than an
+# hour: single features, and storms of what rmap has against migration; the states one by one, which
+# rmap comes by; what looks at messages and at who may ask; failing allocations but for an
+# operation of each kind. kmemleak takes half of a debug kernel's time: it has a guest of its own,
+# with what is most likely to leak.
 TOUR = {
     "boot": [], "kunit": [], "lifetime": [], "inside": [], "stress": [],
     "rmap": ["-T:fork_with_holes_against_migration"],
