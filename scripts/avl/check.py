@@ -193,8 +193,8 @@ def no_panics(toolchain, module):
 
 def guest_options(mode, variant, tests, limit, tour=False):
     """
-    What the kernel command line says to a guest of that kind: {test: cases}, seconds for one, whether
-    it is the tour, in which there is no time for all.
+    What the kernel command line says to a guest of that kind: {test: cases}, seconds for one,
+    whether it is the tour, in which there is no time for all.
     """
     options = f"{tests_option(tests)} avl.limit={limit}"
     if "lifetime" in tests and variant in CYCLES:

@@ -651,8 +651,8 @@ class Refusals(unittest.TestCase):
             self.assertRegex(result.stdout.decode(), rf"(?m)^  (?:.*, )?{target}\b")
         for name in re.findall(r"(?m)^export (.*)", (TOP / "Makefile").read_text()):
             for variable in name.split():
-                self.assertRegex(result.stdout.decode(), rf"(?m)^  (?:.*, )?{variable}\b|\({variable}",
-                                 variable)
+                self.assertRegex(result.stdout.decode(),
+                                 rf"(?m)^  (?:.*, )?{variable}\b|\({variable}", variable)
 
     def test_a_test_of_another_kernel(self):
         self.refused("cannot be run on the release kernel", "check", "TESTS=fail")
