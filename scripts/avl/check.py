@@ -39,8 +39,7 @@ TOUR = {
             ["global.munmap_that_fails_behind_its_marks"],
     "features": [f"features.{case}" for case in (
         "uffd_move_in_a_family", "a_mapping_without_anonymous_pages", "failure_of_a_shared_page",
-        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm",
-        "storm_of_exit_against_reclaim")],
+        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm")],
 }
 TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
               ("first_fault", "fork_twice", "move_half", "split")]
