@@ -208,7 +208,8 @@ impl Root {
         let parent = unsafe { Kept::new(self) };
         // SAFETY: Referenced until the next one is found.
         let kept = |child: &RootRef| unsafe { Kept::new(child) };
-        // SAFETY: What was found before is a child of `parent`.
+        // SAFETY: What was found before was in the list of `parent`, and by the type invariants of
+        // `Root` it stays a child of `parent`.
         while let Some(child) = unsafe { Tree.pin_child(parent, at.as_ref().map(kept)) } {
             // INVARIANT: Pinned.
             let child = RootRef(child.0);

@@ -152,7 +152,7 @@ pub(crate) trait Family {
 /// `cur` is `start` or is pinned, and has been visited. Its pin keeps all of its ancestors, and so
 /// each of them stays in its parent's list. Returns a pinned root, or [`None`] at the end.
 pub(crate) fn successor<F: Family>(family: &F, start: F::Root, cur: F::Root) -> Option<F::Root> {
-    // SAFETY: From the head.
+    // SAFETY: There is no `after` that would have to be a child of `cur`.
     if let Some(child) = unsafe { family.pin_child(cur, None) } {
         return Some(child);
     }
