@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from . import common, ktap
@@ -265,6 +265,9 @@ class Guests:
         with ThreadPoolExecutor(max(1, workers)) as pool:
             pending = [pool.submit(call) for call in calls]
             try:
+                # In their order a failure would wait for all guests before it.
+                for call in wait(pending, return_when=FIRST_EXCEPTION).done:
+                    call.result()
                 return [call.result() for call in pending]
             except BaseException:
                 self._stopping = True

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -403,21 +404,46 @@ class Selection(unittest.TestCase):
                 self.assertRegex(text, rf"TEST\({name}\)" if group == "global" else
                                  rf"TEST_F(_TIMEOUT)?\({group}, {name}\b", case)
 
-    def test_each_mutant_of_the_kernel_applies(self):
-        base = source.pristine()[0]
-        for file in mutants.DIRECTORY.glob("kernel-*.patch"):
-            with tempfile.TemporaryDirectory() as scratch:
-                failed, text = source.apply_to_copy(base, source.wanted_patches(extra=[file]),
-                                                    Path(scratch))
-                self.assertIsNone(failed, f"{file.name}: {text}")
+    def applies(self, file, tree):
+        with open(file, "rb") as text:
+            result = subprocess.run(["patch", "-p1", "-f", "-F0", "--dry-run"], stdin=text,
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tree,
+                                    check=False)
+        self.assertEqual((file.name, result.returncode), (file.name, 0), result.stdout)
 
-    def test_each_mutant_of_the_module_applies(self):
+    def test_each_mutant_applies(self):
         for file in mutants.DIRECTORY.glob("module-*.patch"):
-            with open(file, "rb") as text:
-                result = subprocess.run(["patch", "-p1", "-f", "-F0", "--dry-run"], stdin=text,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=TOP,
-                                        check=False)
-            self.assertEqual((file.name, result.returncode), (file.name, 0), result.stdout)
+            self.applies(file, common.TOP)
+        base = source.pristine()[0]
+        files = list(mutants.DIRECTORY.glob("kernel-*.patch"))
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in source.touched_files(files):
+                if (base / name).exists():
+                    (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(base / name, Path(scratch) / name)
+            failed, text = source.apply_to_copy(base, source.wanted_patches(), Path(scratch))
+            self.assertIsNone(failed, text)
+            for file in files:
+                self.applies(file, scratch)
+
+    def test_guests_side_by_side(self):
+        guests = guest.Guests(None, "x86_64")
+        self.assertEqual(guests.side_by_side([lambda: 1, lambda: 2, lambda: 3]), [1, 2, 3])
+
+        def runs_until_stopped():
+            end = time.monotonic() + 20
+            while not guests._stopping and time.monotonic() < end:
+                time.sleep(0.01)
+            stopped.append(guests._stopping)
+
+        def fails():
+            raise common.Failure("no guest")
+
+        stopped = []
+        with mock.patch.object(os, "cpu_count", return_value=2), \
+                self.assertRaisesRegex(common.Failure, "no guest"):
+            guests.side_by_side([runs_until_stopped, fails])
+        self.assertEqual(stopped, [True])
 
 
 class Selftests(unittest.TestCase):
