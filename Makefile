@@ -6,7 +6,7 @@
 # Hand these on, as given on the command line or in the environment.
 export KDIR KERNEL KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
 export TESTS SEED ROUNDS GENERATIONS SOAK STRIDE STEPS MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
-export BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
+export STAGES BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
@@ -95,6 +95,7 @@ help:
 	@echo '  SELFTESTS       mm selftests, by name                             all'
 	@echo '  STRESSORS       outside stressors, by name                        all'
 	@echo '  STEPS           patches of patches-check, by number               all'
+	@echo '  STAGES          of check-full, by name                            all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
 	@echo '  BENCH           benchmarks of make bench: speed, speed/fork...    all'
 	@echo '  LLVM            as in the kernel: 1, -19, /path/                  of the toolchain'

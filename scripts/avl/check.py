@@ -300,6 +300,23 @@ def guests_of(tests, lazy_tests):
                              "features")) if run[2]]
 
 
+def guest_checks(guests, bench, runs, tour=False):
+    """
+    guest_check() for each of `runs` as guests_of() returns them, the results in their order. Guests
+    of a debug kernel keep one CPU busy most of the time: two at once.
+    """
+    def run(what, *args):
+        with Stage(f"guest tests{what}, {bench.kernel.arch} {bench.kernel.variant}"):
+            return guest_check(guests, bench, *args, tour=tour)
+
+    calls = [partial(run, *args) for args in runs]
+    if bench.kernel.variant != "debug":
+        return [result for call in calls for result in call()]
+    # Before there are several.
+    guests.accel(bench.kernel, bench.initrd)
+    return [result for judged in guests.side_by_side(calls) for result in judged]
+
+
 def check(toolchain, arch):
     """make check: everything that is quick once the kernels are built."""
     guests = guest.Guests(toolchain, arch)
@@ -327,9 +344,7 @@ def check(toolchain, arch):
         results.append(no_panics(toolchain, bench.module))
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
-    for what, *args in guests_of(tests, lazy_tests):
-        with Stage(f"guest tests{what}, {arch} {variant}"):
-            results += guest_check(guests, bench, *args)
+    results += guest_checks(guests, bench, guests_of(tests, lazy_tests))
     if not common.setting("TESTS") and variant == "release":
         results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
                                                      ("lazy on", bench, "selftests-on")),
@@ -356,20 +371,12 @@ def check_debug(toolchain, arch):
     def chosen(*names):
         return {**{name: TOUR[name] for name in names}, "taint": []}
 
-    def run(what, *args):
-        with Stage(f"guest tests{what}, {arch} debug"):
-            return guest_check(guests, bench, *args, tour=True)
-
     # The longest first; none of them needs what another one has done.
     runs = ((", failures, stress", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
             (", all lazy", "lazy", chosen("boot", "rmap"), None),
             ("", "check", chosen("boot", "kunit", "hook", "lifetime", "inside"), None),
             (", kmemleak", "lazy", {"fail": TOUR_LEAKS, "leaks": [], "taint": []}, "leaks"))
-    # Before there are several.
-    guests.accel(bench.kernel, bench.initrd)
-    results = []
-    for judged in guests.side_by_side([partial(run, *args) for args in runs]):
-        results += judged
+    results = guest_checks(guests, bench, runs, tour=True)
     return finish("check-debug", results, arch)
 
 
@@ -451,9 +458,9 @@ def patches_check(toolchain, arch):
     return finish("patches-check", results, arch)
 
 
-# The stages of check-full: a name, and the make command line.
 # Minutes of the stress test in check-full.
 SOAK = 30
+# The stages of check-full: a name, and the make command line.
 FULL = (
     ("lint", ["lint"]),
     ("check-x86_64", ["check", "ARCH=x86_64"]),
@@ -504,20 +511,21 @@ def unpatched(toolchain, arch):
     return finish("check-unpatched", results, arch)
 
 
-def tree_key():
-    """What the outcome of a stage depends on: every committed or changed file."""
-    files = common.output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
-    if files is None or common.setting("KSRC"):
-        return None
-    settings = [f"{name}={common.setting(name)}" for name in
-                ("KERNEL", "KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
-    return common.digest(*settings, *[part for name in sorted(files.split("\n")) if name
-                           and (TOP / name).is_file() for part in (name, TOP / name)])
+# What looks at documents, too: lint, and the harness's own tests.
+READ_DOCUMENTS = ("lint", "check")
 
 
 def check_full():
-    """Every stage, one after the other; those that passed on this very tree are not repeated."""
-    key = tree_key()
+    """
+    Every stage, or those of STAGES=, one after the other. What passed on this very tree is not
+    repeated, nor is what does not read documents if nothing else has changed.
+    """
+    stages = common.setting("STAGES").replace(",", " ").split()
+    unknown = sorted(set(stages) - {name for name, _ in FULL})
+    if unknown:
+        raise Failure(f"STAGES={' '.join(unknown)}: no such stage; there are "
+                      f"{', '.join(name for name, _ in FULL)}")
+    keys = {True: common.tree_key(), False: common.tree_key(documents=False)}
     done_dir = TOP / "build" / "full"
     done_dir.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -525,8 +533,11 @@ def check_full():
     # A stage is a stage whole: what narrows a run down is not handed on.
     env = {k: v for k, v in os.environ.items()
            if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "SELFTESTS",
-                        "STRESSORS", "MUTANTS", "STEPS")}
+                        "STRESSORS", "MUTANTS", "STEPS", "STAGES")}
     for name, target in FULL:
+        if stages and name not in stages:
+            continue
+        key = keys[name.split("-")[0] in READ_DOCUMENTS]
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):
             rows.append((name, stamp.read_text().split("\n", 1)[1].strip()))
@@ -555,5 +566,5 @@ def check_full():
             stamp.write_text(f"{key}\n{verdict}\n")
     for name, verdict in rows:
         print(f"  {name:<24} {verdict}")
-    print(f"{len(FULL) - len(failed)} passed, {len(failed)} failed, 0 skipped")
+    print(f"{len(rows) - len(failed)} passed, {len(failed)} failed, 0 skipped")
     return len(failed)

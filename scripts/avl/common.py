@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,3 +239,19 @@ def output(argv, **options):
     except OSError:
         return None
     return result.stdout.decode(errors="replace") if result.returncode == 0 else None
+
+
+def tree_key(documents=True):
+    """
+    What the outcome of a run depends on: every committed or changed file, of documents only if
+    the run reads them, and the settings for all runs. None if that cannot be known.
+    """
+    files = output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
+    if files is None or setting("KSRC"):
+        return None
+    if not documents:
+        files = re.sub(r"(?m)^(Documentation/.*|[^/]*\.md)$", "", files)
+    settings = [f"{name}={setting(name)}" for name in
+                ("KERNEL", "KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
+    return digest(*settings, *[part for name in sorted(files.split("\n")) if name
+                               and (TOP / name).is_file() for part in (name, TOP / name)])

@@ -115,6 +115,34 @@ def baseline(guests, bench, mutants, variant):
     return results
 
 
+class Verdicts:
+    """
+    What was caught on this very tree. A run of all mutants takes hours: it goes on where the last
+    one was ended. One that is asked for by name is tried again.
+    """
+
+    def __init__(self, arch):
+        self._directory = TOP / "build/mutants/caught" / arch
+        self._key = common.tree_key(documents=False)
+
+    def find(self, name):
+        """How `name` was caught, or None."""
+        file = self._directory / name
+        if not self._key or common.setting("MUTANTS") or not file.exists():
+            return None
+        key, _, caught = file.read_text().partition("\n")
+        return caught if key == self._key else None
+
+    def keep(self, name, caught):
+        """`name` was caught, or not (None)."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        file = self._directory / name
+        if caught and self._key:
+            file.write_text(f"{self._key}\n{caught}")
+        else:
+            file.unlink(missing_ok=True)
+
+
 def mutants(toolchain, arch):
     """Each fault has to be noticed by the test that its header names."""
     chosen = [Mutant(file) for file in sorted(DIRECTORY.glob("*.patch"))]
@@ -125,9 +153,14 @@ def mutants(toolchain, arch):
     chosen = [m for m in chosen if not names or m.name in names]
     common.need_tool("patch", "patch")
     guests = guest.Guests(toolchain, arch)
-    results, rows = [], []
+    verdicts = Verdicts(arch)
+    before = {m.name: verdicts.find(m.name) for m in chosen}
+    rows = [(m.name, m.wrong, before[m.name]) for m in chosen if before[m.name]]
+    if rows:
+        say(f"{len(rows)} of {len(chosen)} were caught on this tree before: they are not repeated")
+    results = [Result(f"mutant/{name}", "passed") for name, *_ in rows]
     for variant in TIMEOUTS:
-        of_variant = [m for m in chosen if m.variant == variant]
+        of_variant = [m for m in chosen if m.variant == variant and not before[m.name]]
         if not of_variant:
             continue
         with check.Stage(f"without a fault, {variant}"):
@@ -145,11 +178,12 @@ def mutants(toolchain, arch):
                 except Failure as error:
                     caught, verdict, reason = None, f"NOT TRIED: {error}", str(error)
             say(f"{mutant.name}: {verdict}")
+            verdicts.keep(mutant.name, caught)
             rows.append((mutant.name, mutant.wrong, caught or verdict))
             results.append(Result(f"mutant/{mutant.name}", "passed" if caught else "failed",
                                   reason))
     table = ["| mutant | what is wrong | noticed by |", "|---|---|---|"]
-    table += [f"| {name} | {wrong} | {caught} |" for name, wrong, caught in rows]
+    table += [f"| {name} | {wrong} | {caught} |" for name, wrong, caught in sorted(rows)]
     (TOP / "build" / "mutants.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))
     caught = sum(r.status == "passed" for r in results if r.name.startswith("mutant/"))

@@ -38,7 +38,8 @@ def save(target, arch, results, stages, extra=None):
         "target": target, "arch": arch, "commit": commit(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "narrowed": {name: common.setting(name) for name in
-                     ("TESTS", "MUTANTS", "SELFTESTS", "KSRC", "VARIANT") if common.setting(name)},
+                     ("TESTS", "MUTANTS", "SELFTESTS", "STRESSORS", "STEPS", "KSRC",
+                      "VARIANT") if common.setting(name)},
         "stages": [(name, round(seconds)) for name, seconds in stages],
         "results": [(r.name, r.status, r.reason) for r in results],
         "extra": extra or {},

@@ -426,6 +426,41 @@ class Selection(unittest.TestCase):
             for file in files:
                 self.applies(file, scratch)
 
+    def test_what_a_run_depends_on(self):
+        with tempfile.TemporaryDirectory() as scratch, \
+                mock.patch.object(common, "TOP", Path(scratch)):
+            top = Path(scratch)
+            subprocess.run(["git", "init", "-q", scratch], check=True)
+            (top / "Documentation").mkdir()
+            for name in ("README.md", "Documentation/design.rst", "code.c"):
+                (top / name).write_text("1\n")
+            keys = []
+            for name in ("README.md", "Documentation/design.rst", "code.c"):
+                keys.append((common.tree_key(), common.tree_key(documents=False)))
+                (top / name).write_text("2\n")
+            keys.append((common.tree_key(), common.tree_key(documents=False)))
+        every, code = zip(*keys)
+        self.assertEqual(len(set(every)), 4)
+        self.assertEqual(len(set(code[:3])), 1)
+        self.assertNotEqual(code[2], code[3])
+
+    def test_mutants_caught_before(self):
+        with tempfile.TemporaryDirectory() as scratch, \
+                mock.patch.object(mutants, "TOP", Path(scratch)), \
+                mock.patch.object(common, "tree_key", return_value="this"):
+            kept = mutants.Verdicts("x86_64")
+            for name, caught in (("caught", "rmap: 2 pairs"), ("survived", None),
+                                 ("survives-now", "by chance")):
+                kept.keep(name, caught)
+            kept.keep("survives-now", None)
+            found = [kept.find(name) for name in ("caught", "survived", "survives-now", "new")]
+            self.assertEqual(found, ["rmap: 2 pairs", None, None, None])
+            self.assertIsNone(mutants.Verdicts("arm64").find("caught"))
+            with mock.patch.dict(os.environ, MUTANTS="caught"):
+                self.assertIsNone(kept.find("caught"))
+            with mock.patch.object(common, "tree_key", return_value="another"):
+                self.assertIsNone(mutants.Verdicts("x86_64").find("caught"))
+
     def test_guests_side_by_side(self):
         guests = guest.Guests(None, "x86_64")
         self.assertEqual(guests.side_by_side([lambda: 1, lambda: 2, lambda: 3]), [1, 2, 3])
@@ -688,6 +723,9 @@ class Refusals(unittest.TestCase):
 
     def test_a_step_that_is_no_patch(self):
         self.refused("the series has patches 1 to", "patches-check", "STEPS=0")
+
+    def test_unknown_stage(self):
+        self.refused("no such stage", "check-full", "STAGES=none")
 
     def test_unknown_mutant(self):
         self.refused("no such file in tests/mutants", "mutants", "MUTANTS=none")
