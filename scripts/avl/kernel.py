@@ -16,7 +16,8 @@ VARIANTS = {
     "release": (["mm.config", NEEDS, *TESTS], "patched"),
     "base": (["mm.config", NEEDS, *TESTS], "unpatched, but for the oracle"),
     "plain": (["plain.config"], "unpatched, small"),
-    "debug": (["mm.config", NEEDS, *TESTS, "debug.config"], "patched, debug options"),
+    "debug": (["mm.config", NEEDS, *TESTS, "debug.config", "debug-{arch}.config"],
+              "patched, debug options"),
     "kcsan": (["mm.config", NEEDS, *TESTS, "kcsan.config"], "patched, race detector"),
     "kcsan-base": (["mm.config", NEEDS, *TESTS, "kcsan.config"],
                    "unpatched, but for the oracle; race detector"),
@@ -164,7 +165,7 @@ class Kernel:
         common.need_space(self.build_dir, 3, f"the {self}")
         stamp = self.build_dir / ".avl-stamp"
         stamp.unlink(missing_ok=True)
-        say(f"{self}: building in {self.build_dir} (5 to 12 minutes on 2 cores, less with "
+        say(f"{self}: building in {self.build_dir} (5 to 30 minutes on 2 cores, less with "
             f"ccache); log: {log}")
         if self.variant != "plain":
             self.toolchain.check_rust(self.make("rustavailable"), self.environment())
