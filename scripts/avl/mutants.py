@@ -18,7 +18,8 @@ TIMEOUTS = {"release": 300, "debug": 900}
 class Mutant:
     """
     A patch with a header: what is wrong (Wrong:), why that matters (Why:), and who has to notice
-    (Caught-by: kind of guest and PROGRAM/CASE; or host and the name of a test there).
+    (Caught-by: kind of guest and PROGRAM/CASE; or host and the name of a test there). Hangs: says
+    why a guest that does not end is how one sees it.
     """
 
     def __init__(self, file):
@@ -30,6 +31,7 @@ class Mutant:
             raise Failure(f"{file.name}: needs Wrong:, Why:, Caught-by: and a diff")
         self.wrong = fields["Wrong"]
         self.variant = fields.get("Variant", "release")
+        self.hangs = "Hangs" in fields
         caught = fields["Caught-by"].split()
         if caught[0] not in ("check", "lazy", "host") or len(caught) != 2 or \
                 ("/" in caught[1]) == (caught[0] == "host"):
@@ -87,7 +89,21 @@ def caught_in_guest(guests, mutant, kernel, initrd):
                                          TIMEOUTS[mutant.variant]),
                      TIMEOUTS[mutant.variant])
     results = guest.judge(run, tuple(tests), kernel.source)
+    return noticed(mutant, run, results)
+
+
+def noticed(mutant, run, results):
+    """
+    What of these results is the fault's doing, or None. A guest that hung without a word for the
+    fault to be seen in shows nothing, unless that is what the mutant is known to do.
+    """
     failed = [r for r in results if r.status == "failed"]
+    if run.timed_out and not mutant.hangs and not guest.badness(run.console):
+        failed = [r for r in failed
+                  if not r.reason.startswith(("missing", "the guest was stopped"))]
+        if not failed:
+            raise Failure(f"the guest was stopped after {run.seconds:.0f} s, and nothing else was "
+                          f"noticed; console: {run.directory}/console.log")
     named = [r for r in failed if r.name == mutant.test]
     best = (named or failed or [None])[0]
     return best and f"{best.name}: {best.reason}"[:110]
