@@ -14,7 +14,8 @@ from .kernel import Kernel, Module
 from .ktap import Result
 
 # The tests of a patched guest, in order; taint looks back on all of them.
-GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "inside", "who", "taint")
+GUEST_TESTS = ("boot", "kunit", "sysctl", "hook", "lifetime", "judge", "inside", "who",
+               "mixed", "taint")
 # The tests of a guest that loads the module before all else, so that each program is lazy.
 LAZY_TESTS = ("boot", "rmap", "states", "features", "cost", "stress", "fail", "leaks", "taint")
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
@@ -209,19 +210,19 @@ def guest_options(mode, variant, tests, limit, tour=False):
         slab.append(f"{'FZPU' if all_checks else 'F'},anon_vma*,vm_area_struct")
     if slab:
         options += f" slab_debug={';'.join(slab)}"
+    rounds = TOUR_ROUNDS if tour else ROUNDS[variant]
+    options += f" avl.rounds={common.number('ROUNDS', rounds)}"
+    for name in ("SEED", "GENERATIONS", "SOAK"):
+        if common.setting(name):
+            options += f" avl.{name.lower()}={common.number(name, 0)}"
     if mode == "lazy":
         if "leaks" in tests:
             options += " kmemleak=on"
-        rounds = TOUR_ROUNDS if tour else ROUNDS[variant]
-        options += f" avl.rounds={common.number('ROUNDS', rounds)}"
         if "fail" in tests:
             # A case that is asked for by name, as mutants do, is to notice what it can.
             named = not tour and any(not case.startswith("-") for case in tests["fail"])
             stride = common.number("STRIDE", 1 if named else STRIDE)
             options += f" avl.stride={stride}"
-        for name in ("SEED", "GENERATIONS", "SOAK"):
-            if common.setting(name):
-                options += f" avl.{name.lower()}={common.number(name, 0)}"
     return options
 
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Random operations of a family of processes on VMAs that it inherits and makes,
- * while one thread in each has pages migrated and others of the machine are
- * reclaimed, compacted, merged and split. Each process knows what is in its
- * pages. All stand still from time to time, and the oracle looks.
+ * while the machine reclaims, compacts, merges and splits, and the mode changes if
+ * it was on. Each process knows what is in its pages. All stand still from time to
+ * time, and the oracle looks.
  *
  * avl.seed=, avl.rounds= and avl.soak= (minutes) on the kernel command line repeat
  * a run or prolong it.
+ *
+ * mixed.c is the same in processes that began without the module.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -17,13 +19,19 @@
 #include <time.h>
 
 #include "kselftest_harness.h"
+#include "inside.h"
 #include "rmap.h"
 
+#ifndef LOADED_MEANWHILE
+#define LOADED_MEANWHILE false
+#endif
+
 #define SLOTS 48		/* places for areas, each at its own address */
-#define SLOT_PAGES 16
+#define SLOT_PAGES 16		/* may be one folio of an order that the test allows */
 #define FOUNDERS 4
 #define MAX_PROCESSES 24
 #define OPS 40			/* of a process, between two looks */
+#define THP "/sys/kernel/mm/transparent_hugepage/"
 
 /* Shared by all of them. */
 struct control {
@@ -32,15 +40,20 @@ struct control {
 	int living;
 	int stop, failed;
 	int quiet, disturbing;	/* asked for; not yet so */
-	unsigned long ops, forks, exits, moved;
+	int toggle;		/* the mode changes, too */
+	unsigned long ops, forks, exits, moved, kept, wiped;
 	char what[128];		/* of the first failure */
 };
 
 static struct control *control;
 static char *slots;
 static size_t page;
+static int file;
 /* What this process has at each page of its slots: 0 is not mapped. */
 static unsigned char content[SLOTS][SLOT_PAGES];
+/* What a child gets of them. */
+enum { ALL, NOTHING, ZEROES };
+static unsigned char inherited[SLOTS];
 static uint64_t state;
 static bool founder;
 
@@ -100,8 +113,17 @@ static void write_pages(int i)
 
 static void map_slot(int i)
 {
-	if (map_at(slot(i), SLOT_PAGES * page) != slot(i))
+	const size_t size = SLOT_PAGES * page;
+	const bool private_file = rnd(8) == 0;
+
+	if (mmap(slot(i), size, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_FIXED | (private_file ? 0 : MAP_ANONYMOUS),
+		 private_file ? file : -1, 0) != slot(i))
 		fail("mmap", i, 0, 0);
+	inherited[i] = ALL;
+	/* The first page that is written to brings the others, in one folio. */
+	if (!private_file && rnd(3) == 0)
+		madvise(slot(i), size, MADV_HUGEPAGE);
 	/* Filled in part: the rest is unfaulted. */
 	memset(content[i], 0, SLOT_PAGES);
 	for (int p = 0; p < SLOT_PAGES; p++) {
@@ -135,6 +157,7 @@ static void move_slot(int i, int to)
 	}
 	memcpy(content[to], content[i], SLOT_PAGES);
 	memset(content[i], 0, SLOT_PAGES);
+	inherited[to] = inherited[i];
 	if (!keep && rnd(2))
 		map_slot(i);
 }
@@ -153,11 +176,74 @@ static void protect(int i)
 
 static void advise(int i)
 {
-	static const int pageout[] = { MADV_PAGEOUT, MADV_COLD, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-				       MADV_WILLNEED, MADV_UNMERGEABLE };
+	/* Nothing of this changes what is in a page. */
+	static const int how[] = { MADV_PAGEOUT, MADV_COLD, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+				   MADV_WILLNEED, MADV_UNMERGEABLE, MADV_POPULATE_WRITE };
 	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
 
-	madvise(slot(i) + from * page, nr * page, pageout[rnd(6)]);
+	madvise(slot(i) + from * page, nr * page, how[rnd(7)]);
+}
+
+/* Where there are holes this is an error, and done for the rest; where it is locked, for none. */
+static void drop(int i)
+{
+	static const int how[] = { MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL };
+
+	madvise(slot(i), SLOT_PAGES * page, how[rnd(3)]);
+	memset(content[i], 0, SLOT_PAGES);
+}
+
+static void lock(int i)
+{
+	/* More are unlocked than locked, or nothing would be reclaimed at last. */
+	if (rnd(3))
+		munlock(slot(i), SLOT_PAGES * page);
+	else
+		mlock(slot(i), SLOT_PAGES * page);
+}
+
+/* Pages may have to move to where the VMA wants them. */
+static void bind_slot(int i)
+{
+	const unsigned long node = 1UL << rnd(2);
+	/* MPOL_BIND with MPOL_MF_MOVE; or MPOL_DEFAULT, so that VMAs merge again. */
+	const bool bind = rnd(2);
+
+	syscall(SYS_mbind, slot(i), SLOT_PAGES * page, bind ? 2 : 0, bind ? &node : NULL,
+		bind ? 8 : 0, bind ? 2 : 0);
+}
+
+static void inherit(int i)
+{
+	static const struct {
+		int advice, child;
+	} how[] = { { MADV_DONTFORK, NOTHING }, { MADV_WIPEONFORK, ZEROES } };
+	const int kind = rnd(2);
+
+	madvise(slot(i), SLOT_PAGES * page, MADV_DOFORK);
+	madvise(slot(i), SLOT_PAGES * page, MADV_KEEPONFORK);
+	inherited[i] = ALL;
+	/* A hole is an error, and done for the rest; a file cannot be wiped. */
+	if (rnd(3) && (!madvise(slot(i), SLOT_PAGES * page, how[kind].advice) || errno == ENOMEM))
+		inherited[i] = how[kind].child;
+}
+
+/* In a new child: what it has is what was not kept from it. */
+static void inherited_slots(void)
+{
+	for (int i = 0; i < SLOTS; i++) {
+		if (inherited[i] == ALL)
+			continue;
+		for (int p = 0; inherited[i] == ZEROES && p < SLOT_PAGES; p++) {
+			volatile unsigned char *at = (unsigned char *)slot(i) + p * page;
+
+			if (content[i][p] && (at[0] || at[page - 1]))
+				fail("wiped", i, p, at[0]);
+		}
+		__atomic_fetch_add(inherited[i] == ZEROES ? &control->wiped : &control->kept, 1,
+				   __ATOMIC_RELAXED);
+		memset(content[i], 0, SLOT_PAGES);
+	}
 }
 
 static void stand_still(int round)
@@ -182,7 +268,7 @@ static void operate(int round)
 	int i = rnd(SLOTS);
 
 	__atomic_fetch_add(&control->ops, 1, __ATOMIC_RELAXED);
-	switch (rnd(20)) {
+	switch (rnd(22)) {
 	case 0 ... 4:
 		write_pages(i);
 		break;
@@ -211,12 +297,10 @@ static void operate(int round)
 				   __ATOMIC_RELAXED);
 		break;
 	case 15:
-		/* Where there are holes this is an error, and done for the rest. */
-		madvise(slot(i), SLOT_PAGES * page, MADV_DONTNEED);
-		memset(content[i], 0, SLOT_PAGES);
+		drop(i);
 		break;
 	case 16:
-		madvise(slot(i), SLOT_PAGES * page, rnd(2) ? MADV_DONTFORK : MADV_DOFORK);
+		inherit(i);
 		break;
 	case 17: {
 		pid_t pid;
@@ -228,14 +312,12 @@ static void operate(int round)
 			__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
 			break;
 		}
-		/* What the child has is what was not kept from it. */
-		for (int s = 0; s < SLOTS; s++)
-			madvise(slot(s), SLOT_PAGES * page, MADV_DOFORK);
 		pid = fork();
 		if (pid < 0)
 			fail("fork", 0, 0, 0);
 		if (!pid) {
 			founder = false;
+			inherited_slots();
 			state = state * 6364136223846793005ULL + getpid();
 			__atomic_fetch_add(&control->forks, 1, __ATOMIC_RELAXED);
 			live(round);
@@ -252,6 +334,12 @@ static void operate(int round)
 		__atomic_fetch_add(&control->exits, 1, __ATOMIC_RELAXED);
 		__atomic_fetch_sub(&control->living, 1, __ATOMIC_SEQ_CST);
 		_exit(0);
+	case 20:
+		lock(i);
+		break;
+	case 21:
+		bind_slot(i);
+		break;
 	}
 }
 
@@ -302,7 +390,7 @@ static void *disturb(void *arg)
 			usleep(1000);
 			continue;
 		}
-		switch (++*n % 6) {
+		switch (++*n % 7) {
 		case 0:
 			avl_write("/proc/sys/vm/compact_memory", "1", 1);
 			break;
@@ -314,10 +402,14 @@ static void *disturb(void *arg)
 			avl_write("/sys/kernel/debug/split_huge_pages", "1", 1);
 			break;
 		case 4:
-			avl_write("/sys/kernel/mm/ksm/run", *n % 12 == 4 ? "1" : "0", 1);
+			avl_write("/sys/kernel/mm/ksm/run", *n % 14 == 4 ? "1" : "0", 1);
 			break;
 		case 5:
 			avl_write("/proc/sys/vm/drop_caches", "3", 1);
+			break;
+		case 6:
+			if (__atomic_load_n(&control->toggle, __ATOMIC_SEQ_CST))
+				avl_write(AVL_SYSCTL, *n % 14 == 6 ? "0" : "1", 1);
 			break;
 		}
 		__atomic_store_n(&control->disturbing, 0, __ATOMIC_SEQ_CST);
@@ -337,7 +429,7 @@ static void show_processes(void)
 
 		snprintf(path, sizeof(path), "/proc/%s/stat", entry->d_name);
 		if (!atoi(entry->d_name) || avl_read(path, stat, sizeof(stat)) < 0 ||
-		    !strstr(stat, "(stress)"))
+		    !strstr(stat, program_invocation_short_name))
 			continue;
 		end = strchr(stat, ')') + 2;
 		if (*end == 'Z')
@@ -353,6 +445,23 @@ static void show_processes(void)
 	fflush(stdout);
 	if (proc)
 		closedir(proc);
+}
+
+/*
+ * Whether a process has VMAs with a lazy root and others with an anon_vma of their own. A
+ * child looks: who is to unload the module must not take a first fault.
+ */
+static bool has_both(pid_t pid)
+{
+	int status;
+	pid_t child = fork();
+	char *text;
+
+	if (!child) {
+		text = inside_read(pid);
+		_exit(!(text && strstr(text, " lazy") && strstr(text, " regular")));
+	}
+	return child > 0 && waitpid(child, &status, 0) == child && !status;
 }
 
 /* Where everybody is, if nothing goes on for so many seconds. */
@@ -406,9 +515,13 @@ FIXTURE_SETUP(stress)
 	control = mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(control, MAP_FAILED);
-	slots = mmap(NULL, (size_t)SLOTS * 2 * SLOT_PAGES * page, PROT_NONE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ASSERT_NE(slots, MAP_FAILED);
+	/* No slot has neighbours before it is mapped; each may be one folio. */
+	slots = map_aligned((size_t)SLOTS * 2 * SLOT_PAGES * page, 2 * MIB);
+	ASSERT_NE(slots, NULL);
+	ASSERT_EQ(mprotect(slots, (size_t)SLOTS * 2 * SLOT_PAGES * page, PROT_NONE), 0);
+	file = memfd_create("stress", 0);
+	ASSERT_GE(file, 0);
+	ASSERT_EQ(ftruncate(file, SLOT_PAGES * page), 0);
 }
 
 FIXTURE_TEARDOWN(stress)
@@ -422,26 +535,34 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	unsigned long rounds = avl_number("avl.rounds=", 25);
 	const time_t soak = 60 * avl_number("avl.soak=", 0);
 	struct timespec began, now;
-	unsigned long folios = 0, mappings = 0, merged = 0;
+	unsigned long folios = 0, mappings = 0, merged = 0, large = 0;
+	long long skipped;
+	int of_both = 0;
 	unsigned int n = seed;
+	pid_t founders[FOUNDERS];
 	pthread_t thread, watchdog;
 	struct verdict v;
+	char path[128];
 
 	TH_LOG("avl.seed=%lu avl.rounds=%lu", seed, rounds);
 	/* Orphans are ours, so that all of them are gone at the end. */
 	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
+	snprintf(path, sizeof(path), THP "hugepages-%zukB/enabled", SLOT_PAGES * page >> 10);
+	ASSERT_EQ(avl_write(path, "madvise", 7), 0);
 	/* Pages are alike by chance: have KSM find them soon. */
 	ASSERT_EQ(avl_write("/sys/kernel/mm/ksm/pages_to_scan", "10000", 5), 0);
 	ASSERT_EQ(avl_write("/sys/kernel/mm/ksm/sleep_millisecs", "1", 1), 0);
+	/* Whoever loads it must not have a root. */
+	ASSERT_EQ(LOADED_MEANWHILE && !access(AVL_SYSCTL, F_OK), false);
+	control->toggle = lazy_mode();
+	skipped = avl_counter("walk_skip");
 	for (int i = 0; i < FOUNDERS; i++) {
-		pid_t pid;
-
 		__atomic_fetch_add(&control->living, 1, __ATOMIC_SEQ_CST);
-		pid = fork();
-		ASSERT_GE(pid, 0);
-		if (!pid) {
+		founders[i] = fork();
+		ASSERT_GE(founders[i], 0);
+		if (!founders[i]) {
 			state = seed * 2654435761u + i + 88172645463325252ULL;
 			founder = true;
 			for (int s = 0; s < SLOTS; s++)
@@ -477,8 +598,15 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		folios += v.folios;
 		mappings += v.mappings;
 		merged += v.ksm;
+		large += v.large;
+		of_both += has_both(founders[round % FOUNDERS]);
 		reap(WNOHANG);
 		next_round();
+		/* While they all are at it. */
+		if (LOADED_MEANWHILE && round == 0) {
+			ASSERT_EQ(avl_load(""), 0);
+			control->toggle = 1;
+		}
 		/* Everybody has seen it before the next stop is counted. */
 		usleep(20000);
 		clock_gettime(CLOCK_MONOTONIC, &now);
@@ -488,19 +616,39 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	pthread_join(thread, NULL);
 	pthread_join(watchdog, NULL);
 	reap(0);
+	/* All that was merged is parted: KSM keeps roots, too. */
+	ksm_run("2");
 	ksm_run("0");
+	EXPECT_EQ(avl_write(path, "never", 5), 0);
+	if (control->toggle)
+		EXPECT_EQ(avl_write(AVL_SYSCTL, "1", 1), 0);
 	EXPECT_EQ(control->failed, 0) {
 		TH_LOG("%s", control->what);
 	}
 	TH_LOG("%ld seconds", (long)(now.tv_sec - began.tv_sec));
 	TH_LOG("%lu operations, %lu forks, %lu exits, %lu moves to a node", control->ops,
 	       control->forks, control->exits, control->moved);
-	TH_LOG("the oracle saw %lu folios, %lu of KSM, %lu mappings", folios, merged, mappings);
+	TH_LOG("%lu times a slot was kept from a child, %lu times wiped there", control->kept,
+	       control->wiped);
+	TH_LOG("the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings", folios, large,
+	       merged, mappings);
 	EXPECT_GT(control->forks, 0);
 	EXPECT_GT(control->exits, 0);
 	EXPECT_GT(control->moved, 0);
 	EXPECT_GT(merged, 0);
+	EXPECT_GT(large, 0);
+	EXPECT_GT(control->kept, 0);
+	EXPECT_GT(control->wiped, 0);
+	/* Reclaim went past roots that others had locked. */
+	if (lazy_mode())
+		EXPECT_GT(avl_counter("walk_skip"), skipped);
 	EXPECT_SOUND();
+	if (!LOADED_MEANWHILE)
+		return;
+	TH_LOG("%d times a founder had VMAs with a root, and others of before", of_both);
+	EXPECT_GT(of_both, 0);
+	/* Nobody is left who has a root. */
+	EXPECT_EQ(avl_unload_soon(), 0);
 }
 
 TEST_HARNESS_MAIN
