@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Allocations that fail, one after the other, in everything that makes or copies
- * an anon_vma: the call fails with ENOMEM or does without, memory keeps what was
- * in it, the reverse map stays right, the same call works afterwards, and no
- * root is left behind. For a kernel with failslab and fail_page_alloc.
+ * Allocations that fail, one after the other, in what makes or copies an anon_vma,
+ * of one's own and of ancestors that are gone: the call fails with ENOMEM or does
+ * without, memory keeps what was in it, the reverse map stays right, the same call
+ * works afterwards, and no root is left behind. For a kernel with failslab and
+ * fail_page_alloc.
  *
  * Each operation is repeated with its first, its second, ... allocation failing
  * (fail-nth), until it comes to its end without. Then once more with only those
@@ -158,6 +159,9 @@ static bool set_up(struct memory *m)
 	close(fd);
 	return m->file != MAP_FAILED && fill(m->file, PAGES, 1, 3);
 }
+
+/* What a worker has from its ancestors instead of setting it up. */
+static const struct memory *handed_down;
 
 static bool intact(const struct memory *m)
 {
@@ -388,6 +392,8 @@ struct operation {
 	bool allocates;
 	/* All that it allocates it can do without: a fault is tried again. */
 	bool succeeds;
+	/* Done so far below those who made the memory that it is linked to their root. */
+	bool below;
 };
 
 /* In a process of its own: one operation with its @nth allocation failing. */
@@ -403,7 +409,14 @@ static void work(const struct operation *op, int nth)
 	 */
 	if (board && (mlockall(MCL_CURRENT) || munlock(common, COMMON_PAGES * page)))
 		wrong("mlock", errno);
-	if (!set_up(&m) || (op->before && !op->before(&m)))
+	if (handed_down)
+		m = *handed_down;
+	else if (!set_up(&m))
+		wrong("set up", errno);
+	if (handed_down && board &&
+	    (munlock(m.natural, PAGES * page) || munlock(m.moved, PAGES * page)))
+		wrong("munlock", errno);
+	if (op->before && !op->before(&m))
 		wrong("set up", errno);
 	if (board) {
 		board->natural = m.natural;
@@ -510,6 +523,21 @@ FIXTURE_VARIANT_ADD(fail, exec)
 	.op = { exec, NULL, true },
 };
 
+FIXTURE_VARIANT_ADD(fail, fork_below)
+{
+	.op = { fork_twice, NULL, true, .below = true },
+};
+
+FIXTURE_VARIANT_ADD(fail, move_half_below)
+{
+	.op = { move_half, NULL, true, .below = true },
+};
+
+FIXTURE_VARIANT_ADD(fail, split_below)
+{
+	.op = { split, NULL, true, .below = true },
+};
+
 /* Roots that were made and not freed. */
 static long roots(void)
 {
@@ -519,6 +547,8 @@ static long roots(void)
 FIXTURE_SETUP(fail)
 {
 	avl_case(_metadata->name);
+	/* Generations whose parents are gone are ours to wait for. */
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	page = sysconf(_SC_PAGESIZE);
 	self->began = time(NULL);
 	ASSERT_TRUE(lazy_mode());
@@ -601,12 +631,78 @@ static int fail_each(const struct operation *op, int *failed, int first, int str
 	return -1;
 }
 
+/* More generations than may be without an mm before VMAs are linked to an ancestor's root. */
+#define GENERATIONS 12
+
+struct outcome {
+	pid_t pids[GENERATIONS + 1];
+	int nr, failed;
+};
+
+/* In the last of them, whose ancestors are gone: each allocation, or -1. */
+static void below(const struct operation *op, struct outcome *outcome, int first, int stride)
+{
+	struct memory m;
+	pid_t pid = 0;
+
+	outcome->nr = -1;
+	if (!set_up(&m))
+		_exit(1);
+	for (int i = 1; i <= GENERATIONS; i++) {
+		const pid_t parent = getpid();
+
+		pid = fork();
+		if (pid) {
+			outcome->pids[i] = pid;
+			_exit(pid < 0);
+		}
+		/* Its mm is gone before its children are. */
+		while (getppid() == parent)
+			usleep(1000);
+	}
+	handed_down = &m;
+	if (!strncmp(inside_vma(0, m.natural), "linked root ", 12) &&
+	    !strncmp(inside_vma(0, m.moved), "linked root ", 12))
+		outcome->nr = fail_each(op, &outcome->failed, first, stride);
+	_exit(!intact(&m));
+}
+
+/* fail_each(), there if the operation says so. */
+static int fail_all(const struct operation *op, int *failed, int first, int stride)
+{
+	struct outcome *outcome;
+	int nr;
+
+	if (!op->below)
+		return fail_each(op, failed, first, stride);
+	outcome = mmap(NULL, sizeof(*outcome), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		       -1, 0);
+	if (outcome == MAP_FAILED)
+		return -1;
+	outcome->pids[0] = fork();
+	if (!outcome->pids[0])
+		below(op, outcome, first, stride);
+	/* Each is ours as soon as its parent is gone. */
+	nr = 0;
+	for (int i = 0; i <= GENERATIONS; i++) {
+		int status;
+
+		if (waitpid(outcome->pids[i], &status, 0) != outcome->pids[i] || status)
+			nr = -1;
+	}
+	if (!nr)
+		nr = outcome->nr;
+	*failed = outcome->failed;
+	munmap(outcome, sizeof(*outcome));
+	return nr;
+}
+
 TEST_F_TIMEOUT(fail, each_allocation, 1200)
 {
 	int failed, nr;
 
 	ASSERT_TRUE(injection("0", "0xffffffffffffffff"));
-	nr = fail_each(&variant->op, &failed, 1, 1);
+	nr = fail_all(&variant->op, &failed, 1, 1);
 	TH_LOG("%d allocations, %d of them needed", nr, failed);
 	EXPECT_GT(nr, 0);
 	EXPECT_EQ(failed == 0, variant->op.succeeds);
@@ -620,7 +716,7 @@ TEST_F_TIMEOUT(fail, each_of_the_module, 1200)
 
 	ASSERT_TRUE(module_text(start, end, sizeof(start)));
 	ASSERT_TRUE(injection(start, end));
-	nr = fail_each(&variant->op, &failed, 1, 1);
+	nr = fail_all(&variant->op, &failed, 1, 1);
 	TH_LOG("%d allocations of the module, %d of them needed", nr, failed);
 	ASSERT_GE(nr, 0);
 	EXPECT_EQ(nr > 0, variant->op.allocates);
@@ -658,7 +754,7 @@ TEST_F_TIMEOUT(fail, while_pages_move, 1200)
 	if (!pid)
 		disturb();
 	do {
-		nr = fail_each(&variant->op, &failed, 1 + rounds % stride, stride);
+		nr = fail_all(&variant->op, &failed, 1 + rounds % stride, stride);
 		rounds++;
 		sum += nr;
 	} while (nr >= 0 && (time(NULL) - began < 5 || rounds < 2 || !board->reclaimed ||
