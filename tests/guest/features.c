@@ -2186,8 +2186,9 @@ TEST_F_TIMEOUT(features, ksm_pages_made_of_shared_ones, 240)
 TEST_F(features, hugetlb)
 {
 	const size_t size = 4 * MIB, nr = size / self->page;
-	long was = number("/proc/sys/vm/nr_hugepages"), lazy;
+	long was = number("/proc/sys/vm/nr_hugepages"), lazy, migrated;
 	char *area, *away;
+	pid_t pid;
 
 	ASSERT_TRUE(put("/proc/sys/vm/nr_hugepages", "16"));
 	ASSERT_EQ(number("/proc/sys/vm/nr_hugepages"), 16);
@@ -2218,6 +2219,22 @@ TEST_F(features, hugetlb)
 		EXPECT_GT(move_to_node(0, away, nr, node), 0);
 		EXPECT_TRUE(filled(away, nr, 1, 1));
 	}
+	/* Back and away while they migrate. */
+	migrated = event("pgmigrate_success");
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	for (int node = 0; !pid; node ^= 1) {
+		move_to_node(getppid(), area, nr, node);
+		move_to_node(getppid(), away, nr, node);
+	}
+	for (int i = 0; i < 40; i++) {
+		ASSERT_EQ(move_to(i & 1 ? area : away, size, i & 1 ? away : area),
+			  i & 1 ? away : area);
+		ASSERT_TRUE(filled(i & 1 ? away : area, nr, 64, 1));
+	}
+	kill(pid, SIGKILL);
+	ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	EXPECT_GT(event("pgmigrate_success"), migrated);
 	fill(away, nr, 1, 8);
 	EXPECT_SOUND();
 	EXPECT_EQ(family_release(&self->f), 0);
@@ -2619,6 +2636,15 @@ static void storm(struct __test_metadata *_metadata, struct family *f, bool (*st
 	EXPECT_GT(*storm_ops, 100);
 }
 
+/* What all storms are against; each of the lowest two bits of @n has its turn. */
+static void migrate_and_reclaim(unsigned int n)
+{
+	if (n % 4)
+		reclaim_memory("512K");
+	else
+		put("/proc/sys/vm/compact_memory", "1");
+}
+
 #define PLACES 16
 #define SLOTS 8
 
@@ -2695,13 +2721,6 @@ static bool slots_operate(void)
 	}
 }
 
-static void migrate_and_reclaim(unsigned int n)
-{
-	if (n % 4)
-		reclaim_memory("512K");
-	else
-		put("/proc/sys/vm/compact_memory", "1");
-}
 
 TEST_F_TIMEOUT(features, storm_of_mremap, 600)
 {
@@ -2769,8 +2788,8 @@ static bool ksm_operate(void)
 static void merge_and_unmerge(unsigned int n)
 {
 	put(KSM "run", n % 64 == 63 ? "2" : "1");
-	if (n % 8 == 0)
-		put("/proc/sys/vm/compact_memory", "1");
+	if (n % 8 < 2)
+		migrate_and_reclaim(n);
 }
 
 static long copied_before;
@@ -2782,6 +2801,8 @@ static bool copied(void)
 
 TEST_F_TIMEOUT(features, storm_of_ksm, 600)
 {
+	const long out = event("pswpout");
+
 	copied_before = event("cow_ksm");
 	ASSERT_TRUE(put(KSM "pages_to_scan", "2000"));
 	ASSERT_TRUE(put(KSM "sleep_millisecs", "1"));
@@ -2790,6 +2811,7 @@ TEST_F_TIMEOUT(features, storm_of_ksm, 600)
 	EXPECT_TRUE(put(KSM "run", "2"));
 	EXPECT_SOUND();
 	put(KSM "run", "0");
+	EXPECT_GT(event("pswpout"), out);
 }
 
 static char *huge;	/* 4 MiB; in each page its number in the first word */
@@ -2856,19 +2878,21 @@ static bool huge_operate(void)
 	}
 }
 
-static void split_and_compact(unsigned int n)
+static void split_and_migrate(unsigned int n)
 {
 	if (n % 4 == 1)
 		put("/sys/kernel/debug/split_huge_pages", "1");
-	else if (n % 4 == 3)
-		put("/proc/sys/vm/compact_memory", "1");
+	else
+		migrate_and_reclaim(n);
 }
 
 TEST_F_TIMEOUT(features, storm_of_huge_pages, 600)
 {
 	long splits = event("thp_split_page"), collapses = event("thp_collapse_alloc");
+	long out = event("pswpout");
 
-	storm(_metadata, &self->f, huge_start, huge_operate, split_and_compact, NULL);
+	storm(_metadata, &self->f, huge_start, huge_operate, split_and_migrate, NULL);
+	EXPECT_GT(event("pswpout"), out);
 	EXPECT_GT(event("thp_split_page"), splits);
 	EXPECT_GT(event("thp_collapse_alloc"), collapses);
 }
@@ -2883,12 +2907,12 @@ static bool unmap_start(void)
 
 static bool unmap_operate(void)
 {
-	const size_t page = sysconf(_SC_PAGESIZE), nr = 16 * NR;
-	char *area = map_at(NULL, nr * page);
+	const size_t page = sysconf(_SC_PAGESIZE), nr = 2 * MIB / page;
+	char *area = map_aligned(nr * page, 2 * MIB);
 	unsigned char seed = rnd(256);
 	bool ok;
 
-	if (!area)
+	if (!area || madvise(area, nr * page, rnd(2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 		return false;
 	fill(area, nr, 1, seed);
 	ok = rnd(3) || KID(filled(area, nr, 8, seed) && !munmap(area, nr * page / 2) &&
@@ -2896,17 +2920,15 @@ static bool unmap_operate(void)
 	return ok && !munmap(area + page * rnd(nr / 2), page) && !munmap(area, nr * page);
 }
 
-static void compact(unsigned int n)
+TEST_F_TIMEOUT(features, storm_of_munmap, 600)
 {
-	put("/proc/sys/vm/compact_memory", "1");
-}
+	long out = event("pswpout"), migrated = event("pgmigrate_success");
+	long huge_ones = event("thp_fault_alloc");
 
-TEST_F_TIMEOUT(features, storm_of_munmap_against_compaction, 600)
-{
-	long migrated = event("pgmigrate_success");
-
-	storm(_metadata, &self->f, unmap_start, unmap_operate, compact, NULL);
+	storm(_metadata, &self->f, unmap_start, unmap_operate, migrate_and_reclaim, NULL);
+	EXPECT_GT(event("pswpout"), out);
 	EXPECT_GT(event("pgmigrate_success"), migrated);
+	EXPECT_GT(event("thp_fault_alloc"), huge_ones);
 }
 
 static bool exit_start(void)
@@ -2927,17 +2949,13 @@ static bool exit_operate(void)
 	return ok && (rnd(4) || filled(at, 8 * NR, 1, from * 7 + 1));
 }
 
-static void reclaim(unsigned int n)
+TEST_F_TIMEOUT(features, storm_of_exit, 600)
 {
-	reclaim_memory("1M");
-}
+	long out = event("pswpout"), migrated = event("pgmigrate_success");
 
-TEST_F_TIMEOUT(features, storm_of_exit_against_reclaim, 600)
-{
-	long out = event("pswpout");
-
-	storm(_metadata, &self->f, exit_start, exit_operate, reclaim, NULL);
+	storm(_metadata, &self->f, exit_start, exit_operate, migrate_and_reclaim, NULL);
 	EXPECT_GT(event("pswpout"), out);
+	EXPECT_GT(event("pgmigrate_success"), migrated);
 }
 
 TEST_HARNESS_MAIN
