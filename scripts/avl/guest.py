@@ -169,6 +169,10 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machi
     return ["taskset", "-c", str(pinned), *argv] if pinned >= 0 else argv
 
 
+# Objects of anon_vma_chain and anon_vma that the shell that is PID 1 may have more than at first.
+LEFT_OBJECTS = 8
+
+
 class Run:
     """One guest that ran to its end, or did not."""
 
@@ -205,9 +209,24 @@ class Run:
         taint = re.findall(r"avl: tainted (\d+)", self.console)
         if taint and int(taint[-1]) & ~EXPECTED_TAINT:
             found.append(f"unexpected taint: {taint[-1]}")
+        found += self._left()
         bad = badness(self.console)
         if bad:
             found.append(f"{len(bad)} bad lines on the console, the first: {bad[0].strip()}")
+        return found
+
+    def _left(self):
+        """What a guest with the module loaded all the time has left of it at its end."""
+        left = re.search(r"avl: left: (.*)", self.console)
+        if not left:
+            return []
+        counts = {name: int(value) for name, value in re.findall(r"(\w+) (-?\d+)", left[1])}
+        if counts.pop("kasan", 0):
+            del counts["chains"], counts["anon_vmas"]
+        found = [f"left at the end: {name} {value}" for name, value in counts.items()
+                 if value > (LEFT_OBJECTS if name in ("chains", "anon_vmas") else 0)]
+        if "avl: unloaded" not in self.console:
+            found.append("the module could not be unloaded at the end")
         return found
 
     def show_end(self, lines=25):

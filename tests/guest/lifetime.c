@@ -42,7 +42,9 @@ TEST(unknown_parameter)
 
 TEST(bad_value_of_parameter)
 {
+	ASSERT_EQ(avl_log_mark("avl: bad value"), 0);
 	EXPECT_EQ(avl_load("enabled=perhaps"), -EINVAL);
+	EXPECT_EQ(avl_log_count("avl: bad value", "invalid for parameter `enabled'"), 1);
 	EXPECT_NE(access(AVL_SYSCTL, F_OK), 0);
 	EXPECT_EQ(avl_unload(), -ENOENT);
 }

@@ -136,6 +136,19 @@ class Console(unittest.TestCase):
             self.assertEqual(guest.Run(directory, 0, 1, False).faults(), [])
             (directory / "console.log").write_text(text.format(4096 + 512))
             self.assertIn("taint", guest.Run(directory, 0, 1, False).faults()[0])
+            for left, gone, found in (
+                    ("roots 0, lazy 0, linked 0, chains 3, anon_vmas -1, kasan 0", True, []),
+                    ("roots 0, lazy 0, linked 0, chains 500, anon_vmas 9, kasan 1", True, []),
+                    ("roots 0, lazy 0, linked 0, chains 500, anon_vmas 9, kasan 0", True,
+                     ["chains 500", "anon_vmas 9"]),
+                    ("roots 2, lazy 0, linked 1, chains 0, anon_vmas 0, kasan 0", False,
+                     ["roots 2", "linked 1", "could not be unloaded"])):
+                (directory / "console.log").write_text(
+                    f"avl: left: {left}\n{'avl: unloaded' if gone else ''}\navl: end of guest\n")
+                faults = guest.Run(directory, 0, 1, False).faults()
+                self.assertEqual(len(faults), len(found), faults)
+                for wanted, fault in zip(found, faults):
+                    self.assertIn(wanted, fault)
             (directory / "console.log").write_text("booting\n")
             self.assertIn("died", guest.Run(directory, 0, 1, False).faults()[0])
 
@@ -443,6 +456,29 @@ class Selection(unittest.TestCase):
         self.assertEqual(len(set(every)), 4)
         self.assertEqual(len(set(code[:3])), 1)
         self.assertNotEqual(code[2], code[3])
+
+    def test_what_shows_a_mutant(self):
+        def run(console="", timed_out=False):
+            return mock.Mock(console=console, timed_out=timed_out, seconds=300.0, directory="d")
+
+        def result(name, reason):
+            return ktap.Result(name, "failed" if reason else "passed", reason)
+
+        mutant = mock.Mock(test="rmap/rmap.one", hangs=False)
+        late = [result("rmap/rmap.one", "missing: the guest did not get that far"),
+                result("guest x", "the guest was stopped after 300 s (TIMEOUT)")]
+        self.assertIsNone(mutants.noticed(mutant, run(), [result("rmap/rmap.one", "")]))
+        self.assertEqual(mutants.noticed(mutant, run(), [result("guest x", "a line"), result(
+            "rmap/rmap.one", "2 pairs")]), "rmap/rmap.one: 2 pairs")
+        with self.assertRaisesRegex(common.Failure, "nothing else was noticed"):
+            mutants.noticed(mutant, run(timed_out=True), late)
+        self.assertIn("missing", mutants.noticed(
+            mutant, run("BUG: KASAN: use-after-free in x", timed_out=True), late))
+        self.assertEqual(mutants.noticed(mutant, run(timed_out=True),
+                                         [result("rmap/rmap.two", "2 pairs"), *late]),
+                         "rmap/rmap.two: 2 pairs")
+        mutant.hangs = True
+        self.assertIn("missing", mutants.noticed(mutant, run(timed_out=True), late))
 
     def test_mutants_caught_before(self):
         with tempfile.TemporaryDirectory() as scratch, \
