@@ -75,7 +75,8 @@ pub(crate) fn show_mm(out: &SeqFile, user: &MmWithUser) {
         from = vma.end();
     }
 
-    if let Some(lock) = locked.mm().root().map(Root::read) {
+    if let Some(root) = locked.mm().root() {
+        let lock = root.read();
         for area in lock.detaching() {
             show_vma(out, area, Some(State::Detaching), None);
         }

@@ -66,6 +66,9 @@
 //! Only a first fault in an mm without one has nothing to rely on: the core calls that inside an SRCU
 //! read-side section. Unregistering is the first thing that unloading does, and it waits for those.
 
+// What counters, names and relatives are for is debugfs alone.
+#![cfg_attr(not(CONFIG_DEBUG_FS), allow(dead_code))]
+
 use kernel::{
     prelude::*,
     InPlaceModule, //
@@ -108,7 +111,7 @@ module! {
         },
         test_break: u16 {
             default: 0,
-            description: "For tests, with CONFIG_KUNIT: 1 makes rmap walks miss all children (default: 0)",
+            description: "For tests, with CONFIG_KUNIT: 1 makes rmap walks miss all children, 2 gives VMAs of a child the root of its parent, which cannot be (default: 0)",
         },
     },
 }

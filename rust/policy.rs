@@ -96,6 +96,15 @@ pub(crate) fn first_fault(vma: &MmapLocked) -> Result<Verdict> {
         }
     };
 
+    // For the test that looks what becomes of a state that cannot be.
+    #[cfg(CONFIG_KUNIT)]
+    if crate::module_parameters::test_break.value() == 2 {
+        if let Some(up) = root.up() {
+            vma.attach(|vma| vma.impossible(up));
+            return Ok(Verdict::Attached);
+        }
+    }
+
     // exec moves the temporary stack without the root's lock; a link moves with it.
     let attached = if vma.is_natural() && !vma.is_temporary_stack() {
         vma.attach(|vma| vma.lazy(root).is_ok())
@@ -192,7 +201,8 @@ pub(crate) fn fork(child: Exclusive<'_>, parent: Exclusive<'_>) -> Result {
     stats::count(Event::Fork);
     let own = parent.owns(root);
     let has_root = mm.root().is_some();
-    // Counted once in a fork, if the child gets a root: it then serves all of the VMAs.
+    // Counted once in a fork, if the child gets a root: it then serves all of the VMAs. If it gets none,
+    // these are more than `MAX_ORPHANS`, and the answer for each VMA is the same.
     let orphans = if own && !has_root { root.orphans() } else { 0 };
     let plan = state::fork(source, own, has_root, orphans, vma.is_natural());
     match plan {

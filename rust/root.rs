@@ -587,7 +587,8 @@ impl<'a> Read<'a> {
     ///
     /// # Safety
     ///
-    /// The caller holds the root's lock, and gives it away.
+    /// The caller holds the root's lock for reading, and gives it away; or in any mode, and the value is
+    /// never dropped.
     #[inline]
     pub(crate) unsafe fn adopt(root: &'a Root) -> Self {
         // INVARIANT: By the safety requirements.

@@ -75,9 +75,9 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The `mm_struct` and its VMA tree are valid. Whoever makes lookups in the tree holds `mmap_lock`, so
-/// that it does not change, or has the mm from a locked root that is not detached, and then it is in
-/// RCU mode. `anon_vma_lazy` is NULL, or a root that is in use.
+/// The `mm_struct` and its VMA tree are valid, and exit has not given back the root. While there is a
+/// reference, `mmap_lock` is held, so that the tree does not change; or the lock of the mm's root is, which
+/// is not detached, and then the tree is in RCU mode. `anon_vma_lazy` is NULL, or a root that is in use.
 #[repr(transparent)]
 pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 
@@ -112,8 +112,8 @@ impl Mm {
     /// Makes a root, a child of `up` if there is one, and gives it to the mm, unless another thread was
     /// faster; returns the one that the mm has. May sleep.
     ///
-    /// A root that is not needed is dropped: the core's SRCU read-side section, or `up`, has to keep
-    /// the module.
+    /// A root that is not needed is dropped. That may be the last one: whoever has called into the module
+    /// keeps it, which is here the core's SRCU read-side section, or the root `up`.
     ///
     /// # Errors
     ///
@@ -213,7 +213,7 @@ impl<'a> Locked<'a> {
     }
 
     /// The mm.
-    pub(crate) fn mm(&self) -> &'a Mm {
+    pub(crate) fn mm(&self) -> &Mm {
         self.mm
     }
 
@@ -372,10 +372,11 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// For all of `'a` the VMA is valid.
+    /// For all of `'a` the VMA is valid, and the `mmap_lock` of its mm is held in some mode, or nobody else has the mm.
     #[inline]
     unsafe fn mm<'a>(&self) -> &'a Mm {
-        // SAFETY: The mm of a VMA lives until its VMAs are gone.
+        // SAFETY: The mm of a VMA lives until its VMAs are gone, which is before the root is given back.
+        // INVARIANT: By the safety requirements.
         unsafe { &*self.mm_ptr().cast() }
     }
 
@@ -506,7 +507,8 @@ impl MmapLocked {
     }
 
     /// Whether its anonymous pages are its own, and all that it maps has a struct page: what Linux calls a
-    /// CoW mapping, and neither `VM_PFNMAP` nor `VM_MIXEDMAP`. These flags are set by mmap at the latest.
+    /// CoW mapping, and neither `VM_PFNMAP` nor `VM_MIXEDMAP`. mmap sets these flags, but for `vm_insert_page()`,
+    /// which may make a Lazy VMA one of `VM_MIXEDMAP` later: what it maps has a struct page.
     #[inline]
     pub(crate) fn is_cow_mapping_of_pages(&self) -> bool {
         // SAFETY: By the type invariant the VMA is valid, and `mmap_lock` is held.
@@ -654,7 +656,7 @@ impl<'a> Exclusive<'a> {
     /// The mm.
     #[inline]
     pub(crate) fn mm(&self) -> &'a Mm {
-        // SAFETY: By the type invariant the VMA is valid.
+        // SAFETY: By the type invariant the VMA is valid; whoever has it so has locked its mm.
         unsafe { self.0.mm() }
     }
 
@@ -762,13 +764,17 @@ impl<'a> Exclusive<'a> {
         }
     }
 
-    /// Forgets an `anon_vma` that cannot be explained: the safe way out of [`Decoded::Impossible`].
+    /// Forgets an `anon_vma` that cannot be explained: the safe way out of [`Decoded::Impossible`]. With
+    /// links it is left as it is, as they are in somebody's tree; an `anon_vma` then explains them.
     ///
     /// No walk finds the VMA in a VMA tree any more; the memory that it was linked with is lost, and
     /// the module stays for good, as some of that may still name its roots.
     pub(crate) fn abandon(self) {
         hold_module();
         let (_, chain) = self.facts();
+        if chain == Chain::Links {
+            return;
+        }
         let lock = self.root().map(Root::write);
         if let Some(lock) = &lock {
             lock.forget(self.0);
@@ -838,7 +844,7 @@ impl<'a, S> Vma<'a, S> {
     /// Whether `root` is the root of the VMA's mm.
     #[inline]
     fn owns(&self, root: &Root) -> bool {
-        // SAFETY: By the type invariant the VMA is valid.
+        // SAFETY: By the type invariant the VMA is valid; whoever has it so has locked its mm.
         unsafe { self.area.mm() }.has_root(root)
     }
 
@@ -881,12 +887,23 @@ impl<'a> Vma<'a, Unfaulted> {
         Ok(Vma::new(self.area))
     }
 
+    /// Unfaulted to what cannot be: `root` is that of an ancestor, and there is no link. For the test of that.
+    ///
+    /// No walk finds the VMA; the root is kept by its descendant, which is that of the VMA's mm.
+    #[cfg(CONFIG_KUNIT)]
+    pub(crate) fn impossible(self, root: &Root) {
+        self.area
+            .anon_vma_field()
+            .store(root.as_anon_vma(), Release);
+    }
+
     /// Unfaulted to Linked. Walks see all of it or nothing: the lock is held.
     ///
     /// If the root is not that of the VMA's own mm, the link holds a reference to it.
     #[inline]
     pub(crate) fn link(self, lock: &Write<'_>, avc: Avc) -> Vma<'a, Linked> {
-        avc.insert(self.area, lock);
+        // SAFETY: Unfaulted: the list head is empty, and by the type invariant changed by nobody else.
+        unsafe { avc.insert(self.area, lock) };
         self.area
             .anon_vma_field()
             .store(lock.root().as_anon_vma(), Release);
@@ -908,7 +925,8 @@ impl<'a> Vma<'a, Unfaulted> {
 }
 
 impl<'a> Vma<'a, Lazy> {
-    /// Lazy to Detaching: the VMA is about to leave the VMA tree, with its PTEs.
+    /// Lazy to Detaching: the VMA is about to leave the VMA tree, with its PTEs. It comes from
+    /// [`Leaving`], in that order, or walks would miss VMAs of the list.
     ///
     /// # Errors
     ///
@@ -1002,7 +1020,9 @@ impl<'a> Vma<'a, Linked> {
         let own = self.owns(root);
         let (avc, vma) = {
             let lock = root.write();
-            (Avc::remove(self.area, &lock), self.unfault(State::Linked))
+            // SAFETY: Linked, and by the type invariant nobody else changes that.
+            let avc = unsafe { Avc::remove(self.area, &lock) };
+            (avc, self.unfault(State::Linked))
         };
         drop(avc);
         // SAFETY: The reference that `link()` took, and nobody else has, for a foreign root.
@@ -1030,12 +1050,16 @@ impl Avc {
         NonNull::new(avc).map(Self).ok_or(ENOMEM)
     }
 
-    /// Puts it on the VMA's list, which is empty, and in the root's interval tree.
-    fn insert(self, area: &Area, lock: &Write<'_>) {
+    /// Puts it on the VMA's list and in the root's interval tree.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is valid until it is taken out again; its list head is empty, and the caller alone changes it.
+    unsafe fn insert(self, area: &Area, lock: &Write<'_>) {
         let avc = core::mem::ManuallyDrop::new(self).0.as_ptr();
         let anon_vma = lock.root().as_anon_vma();
-        // SAFETY: By the type invariant the object is ours; the VMA's list head is empty and, by the
-        // caller's invariant, changed by nobody else; the lock protects the interval tree.
+        // SAFETY: By the type invariant the object is ours; the list head by the safety requirements;
+        // the lock protects the interval tree.
         unsafe {
             (*avc).vma = area.as_ptr();
             (*avc).anon_vma = anon_vma;
@@ -1045,11 +1069,15 @@ impl Avc {
         }
     }
 
-    /// Takes the one of a Linked VMA out of both. [`None`], and a report, if that has another root.
-    fn remove(area: &Area, lock: &Write<'_>) -> Option<Self> {
+    /// Takes the one of a VMA out of both. [`None`], and a report, if that has another root.
+    ///
+    /// # Safety
+    ///
+    /// The VMA is Linked, and the caller alone changes that.
+    unsafe fn remove(area: &Area, lock: &Write<'_>) -> Option<Self> {
         let anon_vma = lock.root().as_anon_vma();
-        // SAFETY: The VMA is Linked: `next` is the list head of an `anon_vma_chain`, which only the
-        // holder takes off.
+        // SAFETY: By the safety requirements `next` is the list head of an `anon_vma_chain`, which only the
+        // caller takes off.
         let avc =
             unsafe { kernel::container_of!(area.chain_next(), bindings::anon_vma_chain, same_vma) };
         // Empty again, whatever it held.

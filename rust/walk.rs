@@ -66,8 +66,8 @@ mod stage {
 /// # Invariants
 ///
 /// - `cur` is a lazy root whose lock is held: by the walk if `owned`, else by the caller, and then it
-///   is `start`. If `cur` is not `start`, the walk has a pin on it. Only at the end of the walk `cur`
-///   may be pinned and not locked.
+///   is `start`. If `cur` is not `start`, the walk has a pin on it. Only at the end of the walk, and
+///   inside [`descend`](Walk::descend), `cur` may be pinned and not locked.
 /// - `avc`, `stage` and `pos` say where the visit of `cur` is, as below; `pos` is an address while it
 ///   is in the VMA tree, and the VMA that was found last while it is on the detaching list.
 #[repr(transparent)]

@@ -62,7 +62,7 @@ pub(crate) fn who(
     let mut room = 32;
     let (page, candidates) = loop {
         // Nothing is allocated under a root's lock: ask for more, and begin again.
-        let mut candidates = KVec::with_capacity(room, GFP_KERNEL)?;
+        let mut candidates = KVVec::with_capacity(room, GFP_KERNEL)?;
         let (page, needed) = collect(user, address, &mut candidates)?;
         if needed <= candidates.capacity() {
             break (page, candidates);
@@ -93,7 +93,7 @@ pub(crate) fn who(
 fn collect(
     user: &MmWithUser,
     address: usize,
-    candidates: &mut KVec<Candidate>,
+    candidates: &mut KVVec<Candidate>,
 ) -> Result<(PageRef, usize)> {
     let locked = Locked::new(user);
     let vma = locked

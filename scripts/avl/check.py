@@ -21,32 +21,34 @@ LAZY_TESTS = ("boot", "rmap", "states", "features", "cost", "stress", "fail", "l
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
 # freed objects in its quarantine, so that what cost counts means nothing there.
 DEBUG_TESTS = ("fail", "leaks")
-RELEASE_TESTS = ("cost",)
+RELEASE_TESTS = ("cost", "impossible")
 # What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
 # lazy guest of its own.
 OWN_GUEST = ("features",)
-# What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes more than an
-# hour: single features, and storms of what rmap has against migration; the states one by one, which
-# rmap comes by; what looks at messages and at who may ask; failing allocations but for an
-# operation of each kind. kmemleak takes half of a debug kernel's time: it has a guest of its own,
-# with what is most likely to leak.
+# What leaves reports on the console, and the module for good: a guest for itself.
+REPORTING = "impossible"
+# What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes longer: single
+# features; what looks at messages and at who may ask; failing allocations but for an operation of
+# each kind. kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
+# most likely to leak.
 TOUR = {
-    "boot": [], "kunit": [], "lifetime": [], "inside": [], "stress": [],
-    "rmap": ["-T:fork_with_holes_against_migration"],
+    "boot": [], "kunit": [], "lifetime": [], "inside": [], "mixed": [], "rmap": [], "states": [],
+    "stress": [],
     "hook": ["-V:off", "-T:root_is_charged_to_the_cgroup"],
     "fail": [f"fail.{case}" for case in (
         "fork_twice.each_allocation", "move_half.each_allocation", "split.each_allocation",
-        "unmap_the_middle.while_pages_move")] +
+        "fork_below.each_allocation", "unmap_the_middle.while_pages_move")] +
             ["global.munmap_that_fails_behind_its_marks"],
     "features": [f"features.{case}" for case in (
         "uffd_move_in_a_family", "a_mapping_without_anonymous_pages", "failure_of_a_shared_page",
-        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm")],
+        "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm", "storm_of_munmap",
+        "storm_of_huge_pages", "storm_of_exit")],
 }
 TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
               ("first_fault", "fork_twice", "move_half", "split")]
 # A debug kernel under TCG is that much slower.
 TIMEOUTS = {"release": 900, "debug": 5400}
-# The longest guest of the tour took 870 seconds; what hangs in it must not take CI's time.
+# What hangs in the tour must not take CI's time.
 TOUR_TIMEOUT = 1800
 # Loads and unloads of the lifetime test: one takes seconds on a debug kernel.
 CYCLES = {"release": 100, "debug": 8}
@@ -84,7 +86,7 @@ def tests_option(tests):
 def selected():
     """For each kind of guest {test: cases} of TESTS=, or all of them."""
     asked = wanted(common.setting("TESTS").replace(",", " ").split())
-    known = list(dict.fromkeys(GUEST_TESTS + LAZY_TESTS))
+    known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, REPORTING)))
     unknown = sorted(set(asked) - set(known))
     if unknown:
         raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(known)}")
@@ -264,6 +266,28 @@ def harness_guests(guests, bench):
     return results
 
 
+# What the console of a guest may show that has `impossible` in it.
+REPORTED = re.compile(r"WARNING: \S*rust/vma\.rs:\d+ at .*\[anon_vma_lazy\]|Call [Tt]race:")
+
+
+def impossible_state(guests, bench):
+    """A state that cannot be: reported, two kinds of operation once each, and survived."""
+    run = guests.run(REPORTING, bench.kernel, bench.initrd, "check", f"avl.tests={REPORTING}", 300)
+    results = guest.judge(run, (REPORTING,), bench.kernel.source)
+    # Its console and its taint are as they should be here, and are looked at below.
+    results = [r for r in results if not r.name.startswith("guest ")]
+    bad = guest.badness(run.console)
+    other = [line for line in bad if not REPORTED.search(line)]
+    warnings = sum("WARNING:" in line for line in bad)
+    ended = "avl: end of guest" in run.console and not run.status
+    why = "" if ended and warnings == 2 and not other else \
+        f"ended: {ended}, {warnings} warnings, others: {other[:3]}; {run.directory}/console.log"
+    results.append(Result("guest impossible", "failed" if why else "passed", why))
+    if any(r.status == "failed" for r in results):
+        run.show_end()
+    return results
+
+
 def refusal(toolchain, guests, arch, bench, variant):
     """The module on a kernel without the patches."""
     kernel = Kernel(toolchain, arch, variant).build()
@@ -326,7 +350,9 @@ def check(toolchain, arch):
         raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
     tests, lazy_tests = selected()
     wrong = RELEASE_TESTS if variant == "debug" else DEBUG_TESTS
-    if common.setting("TESTS") and set(lazy_tests) & set(wrong):
+    alone = REPORTING in wanted(common.setting("TESTS").replace(",", " ").split())
+    if common.setting("TESTS") and (set(lazy_tests) & set(wrong) or (alone and
+                                                                     REPORTING in wrong)):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
                       f"{variant} kernel")
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
@@ -346,6 +372,9 @@ def check(toolchain, arch):
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
     results += guest_checks(guests, bench, guests_of(tests, lazy_tests))
+    if alone or (not common.setting("TESTS") and variant == "release"):
+        with Stage("a state that cannot be"):
+            results += impossible_state(guests, bench)
     if not common.setting("TESTS") and variant == "release":
         results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
                                                      ("lazy on", bench, "selftests-on")),
@@ -373,9 +402,9 @@ def check_debug(toolchain, arch):
         return {**{name: TOUR[name] for name in names}, "taint": []}
 
     # The longest first; none of them needs what another one has done.
-    runs = ((", failures, stress", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
-            (", all lazy", "lazy", chosen("boot", "rmap"), None),
-            ("", "check", chosen("boot", "kunit", "hook", "lifetime", "inside"), None),
+    runs = ((", failures, storms", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
+            (", all lazy", "lazy", chosen("boot", "rmap", "states"), None),
+            ("", "check", chosen("boot", "kunit", "hook", "lifetime", "inside", "mixed"), None),
             (", kmemleak", "lazy", {"fail": TOUR_LEAKS, "leaks": [], "taint": []}, "leaks"))
     results = guest_checks(guests, bench, runs, tour=True)
     return finish("check-debug", results, arch)
