@@ -2721,7 +2721,6 @@ static bool slots_operate(void)
 	}
 }
 
-
 TEST_F_TIMEOUT(features, storm_of_mremap, 600)
 {
 	long out = event("pswpout"), migrated = event("pgmigrate_success");

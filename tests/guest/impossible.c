@@ -24,7 +24,8 @@ static bool copies_fail_and_the_rest_goes_on(void)
 				  -1, 0);
 		char *area = map_at(room + page, NR * page), *away = area + (NR + 1) * page;
 
-		if (!area || !fill(area, NR, 1, 1) || strncmp(inside_vma(0, area), "impossible ", 11))
+		if (!area || !fill(area, NR, 1, 1) ||
+		    strncmp(inside_vma(0, area), "impossible ", 11))
 			return false;
 		/* A split, a move, a fork. */
 		if (!mprotect(area, page, PROT_READ) || errno != ENOMEM ||
