@@ -21,12 +21,16 @@ LAZY_TESTS = ("boot", "rmap", "states", "features", "cost", "stress", "fail", "l
 # What only a debug kernel can be asked, and what only another one can: KASAN keeps
 # freed objects in its quarantine, so that what cost counts means nothing there.
 DEBUG_TESTS = ("fail", "leaks")
-RELEASE_TESTS = ("cost", "impossible")
+RELEASE_TESTS = ("cost",)
 # What changes settings of the whole machine (NUMA balancing, swap, memory that is offline) has a
 # lazy guest of its own.
 OWN_GUEST = ("features",)
-# What leaves reports on the console, and the module for good: a guest for itself.
-REPORTING = "impossible"
+# What is to leave reports on the console, by the kernel that it needs: a guest for itself. So many
+# warnings, from where.
+REPORTING = {
+    "impossible": ("release", 2, r"\S*rust/vma\.rs:\d+ at .*\[anon_vma_lazy\]"),
+    "wiped": ("debug", 1, r"mm/vma\.h:\d+ at "),
+}
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes longer: single
 # features; what looks at messages and at who may ask; failing allocations but for an operation of
 # each kind. kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
@@ -86,7 +90,7 @@ def tests_option(tests):
 def selected():
     """For each kind of guest {test: cases} of TESTS=, or all of them."""
     asked = wanted(common.setting("TESTS").replace(",", " ").split())
-    known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, REPORTING)))
+    known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, *REPORTING)))
     unknown = sorted(set(asked) - set(known))
     if unknown:
         raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(known)}")
@@ -266,23 +270,21 @@ def harness_guests(guests, bench):
     return results
 
 
-# What the console of a guest may show that has `impossible` in it.
-REPORTED = re.compile(r"WARNING: \S*rust/vma\.rs:\d+ at .*\[anon_vma_lazy\]|Call [Tt]race:")
-
-
-def impossible_state(guests, bench):
-    """A state that cannot be: reported, two kinds of operation once each, and survived."""
-    run = guests.run(REPORTING, bench.kernel, bench.initrd, "check", f"avl.tests={REPORTING}", 300)
-    results = guest.judge(run, (REPORTING,), bench.kernel.source)
+def reporting(guests, bench, name):
+    """A test that makes the kernel warn, so often and from where REPORTING says, and goes on."""
+    _, times, where = REPORTING[name]
+    run = guests.run(name, bench.kernel, bench.initrd, "check", f"avl.tests={name}", 300)
+    results = guest.judge(run, (name,), bench.kernel.source)
     # Its console and its taint are as they should be here, and are looked at below.
     results = [r for r in results if not r.name.startswith("guest ")]
+    wanted_line = re.compile(f"WARNING: {where}|Call [Tt]race:")
     bad = guest.badness(run.console)
-    other = [line for line in bad if not REPORTED.search(line)]
+    other = [line for line in bad if not wanted_line.search(line)]
     warnings = sum("WARNING:" in line for line in bad)
     ended = "avl: end of guest" in run.console and not run.status
-    why = "" if ended and warnings == 2 and not other else \
+    why = "" if ended and warnings == times and not other else \
         f"ended: {ended}, {warnings} warnings, others: {other[:3]}; {run.directory}/console.log"
-    results.append(Result("guest impossible", "failed" if why else "passed", why))
+    results.append(Result(f"guest {name}", "failed" if why else "passed", why))
     if any(r.status == "failed" for r in results):
         run.show_end()
     return results
@@ -350,9 +352,9 @@ def check(toolchain, arch):
         raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
     tests, lazy_tests = selected()
     wrong = RELEASE_TESTS if variant == "debug" else DEBUG_TESTS
-    alone = REPORTING in wanted(common.setting("TESTS").replace(",", " ").split())
-    if common.setting("TESTS") and (set(lazy_tests) & set(wrong) or (alone and
-                                                                     REPORTING in wrong)):
+    asked = wanted(common.setting("TESTS").replace(",", " ").split())
+    wrong += tuple(name for name, (needed, *_) in REPORTING.items() if needed != variant)
+    if set(asked) & set(wrong):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
                       f"{variant} kernel")
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
@@ -372,9 +374,10 @@ def check(toolchain, arch):
         with Stage("tools/testing/vma"):
             results += vmatests.run(toolchain, bench.kernel.source)
     results += guest_checks(guests, bench, guests_of(tests, lazy_tests))
-    if alone or (not common.setting("TESTS") and variant == "release"):
-        with Stage("a state that cannot be"):
-            results += impossible_state(guests, bench)
+    for name, (needed, *_) in REPORTING.items():
+        if needed == variant and (name in asked or not asked):
+            with Stage(f"{name}, which makes the kernel warn"):
+                results += reporting(guests, bench, name)
     if not common.setting("TESTS") and variant == "release":
         results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
                                                      ("lazy on", bench, "selftests-on")),
