@@ -671,6 +671,7 @@ static void below(const struct operation *op, struct outcome *outcome, int first
 static int fail_all(const struct operation *op, int *failed, int first, int stride)
 {
 	struct outcome *outcome;
+	pid_t pid;
 	int nr;
 
 	if (!op->below)
@@ -679,9 +680,10 @@ static int fail_all(const struct operation *op, int *failed, int first, int stri
 		       -1, 0);
 	if (outcome == MAP_FAILED)
 		return -1;
-	outcome->pids[0] = fork();
-	if (!outcome->pids[0])
+	pid = fork();
+	if (!pid)
 		below(op, outcome, first, stride);
+	outcome->pids[0] = pid;
 	/* Each is ours as soon as its parent is gone. */
 	nr = 0;
 	for (int i = 0; i <= GENERATIONS; i++) {

@@ -227,9 +227,14 @@ static void inherit(int i)
 	madvise(slot(i), SLOT_PAGES * page, MADV_DOFORK);
 	madvise(slot(i), SLOT_PAGES * page, MADV_KEEPONFORK);
 	inherited[i] = ALL;
-	/* A hole is an error, and done for the rest; a file cannot be wiped. */
-	if (rnd(3) && (!madvise(slot(i), SLOT_PAGES * page, how[kind].advice) || errno == ENOMEM))
+	if (!rnd(3))
+		return;
+	/* A hole is an error, and done for the rest. */
+	if (!madvise(slot(i), SLOT_PAGES * page, how[kind].advice) || errno == ENOMEM)
 		inherited[i] = how[kind].child;
+	/* A file cannot be wiped; what lies before it would be, where a move has left some of it. */
+	else
+		madvise(slot(i), SLOT_PAGES * page, MADV_KEEPONFORK);
 }
 
 /* In a new child: what it has is what was not kept from it. */
