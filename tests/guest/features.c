@@ -1859,6 +1859,36 @@ static bool ksm_part(char *a, char *b, size_t nr)
 	return !munmap(a, size) && !munmap(b, size) && put(KSM "run", "2") && put(KSM "run", "0");
 }
 
+/*
+ * A defect of Linux 7.3.4, with or without the series and the module: MADV_FREE takes a KSM page
+ * with one mapping for its caller's own, and marks it clean and to be freed. Whoever has the same
+ * content is merged with it nevertheless, by a clean entry, and reads zeroes once it is reclaimed.
+ * When this fails, Linux was mended: stress may then free pages that are mergeable.
+ */
+TEST_F(features, ksm_page_that_is_freed)
+{
+	char *a = map_at(room(1), self->page), *b = map_at(room(1), self->page);
+	char *other = map_at(room(1), self->page);
+
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	memset(a, 0x5a, self->page);
+	memset(b, 0x5a, self->page);
+	ASSERT_EQ(madvise(a, self->page, MADV_MERGEABLE), 0);
+	ASSERT_EQ(madvise(b, self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_merge(a, b, 1));
+	ASSERT_EQ(munmap(b, self->page), 0);
+	ASSERT_EQ(madvise(a, self->page, MADV_FREE), 0);
+	memset(other, 0x5a, self->page);
+	ASSERT_EQ(madvise(other, self->page, MADV_MERGEABLE), 0);
+	ASSERT_TRUE(ksm_merge(a, other, 1));
+	for (int i = 0; i < 100 && nr_present(other, 1); i++)
+		reclaim_memory("1M");
+	EXPECT_EQ(other[0], 0);
+	EXPECT_SOUND();
+	ASSERT_TRUE(ksm_part(a, other, 1));
+}
+
 /* Pages are seen to be anonymous, and how often they are mapped, whoever maps them. */
 TEST_F(features, kpageflags_and_kpagecount)
 {

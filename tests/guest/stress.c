@@ -191,8 +191,12 @@ static void advise(int i)
 static void drop(int i)
 {
 	static const int how[] = { MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL };
+	const int kind = rnd(3);
 
-	madvise(slot(i), SLOT_PAGES * page, how[rnd(3)]);
+	/* Linux loses what others have merged with it: features.ksm_page_that_is_freed. */
+	if (how[kind] == MADV_FREE)
+		madvise(slot(i), SLOT_PAGES * page, MADV_UNMERGEABLE);
+	madvise(slot(i), SLOT_PAGES * page, how[kind]);
 	memset(content[i], 0, SLOT_PAGES);
 }
 
