@@ -236,7 +236,7 @@ static void inherit(int i)
 	/* A hole is an error, and done for the rest. */
 	if (!madvise(slot(i), SLOT_PAGES * page, how[kind].advice) || errno == ENOMEM)
 		inherited[i] = how[kind].child;
-	/* A file cannot be wiped; what lies before it would be, where a move has left some of it. */
+	/* A file, of which a move may leave some, cannot be wiped; what lies before it would be. */
 	else
 		madvise(slot(i), SLOT_PAGES * page, MADV_KEEPONFORK);
 }
