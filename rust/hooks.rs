@@ -164,8 +164,8 @@ unsafe extern "C" fn fork(
 ///
 /// # Safety
 ///
-/// To be called by the core only: `vma` has a lazy root. The `mmap_lock` is held for writing, or the
-/// VMA has left the tree.
+/// To be called by the core only: `vma` has a lazy root. The `mmap_lock` is held for writing; or for
+/// reading, and the VMA has left the tree.
 unsafe extern "C" fn unlink(vma: *mut bindings::vm_area_struct) -> *mut bindings::anon_vma {
     // SAFETY: By the safety requirements.
     policy::unlink(unsafe { Exclusive::from_raw(vma) }).map_or(ptr::null_mut(), Given::into_raw)

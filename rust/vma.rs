@@ -372,7 +372,7 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// For all of `'a` the VMA is valid, and the `mmap_lock` of its mm is held in some mode, or nobody else has the mm.
+    /// For all of `'a` the VMA is valid, and the `mmap_lock` of its mm is held in some mode.
     #[inline]
     unsafe fn mm<'a>(&self) -> &'a Mm {
         // SAFETY: The mm of a VMA lives until its VMAs are gone, which is before the root is given back.
@@ -542,9 +542,10 @@ impl MmapLocked {
 ///
 /// # Invariants
 ///
-/// The VMA is valid, and while this lives only the holder changes its `anon_vma` and its list head:
-/// `mmap_lock` is held for writing, or the VMA is not in a tree (not yet, or no more). There is one
-/// value for a VMA: decoding it uses it up, so that no transition can be made twice.
+/// The VMA is valid, the `mmap_lock` of its mm is held in some mode, and while this lives only the holder
+/// changes its `anon_vma` and its list head: that lock is held for writing, or the VMA is not in a tree
+/// (not yet, or no more). There is one value for a VMA: decoding it uses it up, so that no transition can be
+/// made twice.
 pub(crate) struct Exclusive<'a>(&'a Area);
 
 impl Deref for Exclusive<'_> {
@@ -656,7 +657,7 @@ impl<'a> Exclusive<'a> {
     /// The mm.
     #[inline]
     pub(crate) fn mm(&self) -> &'a Mm {
-        // SAFETY: By the type invariant the VMA is valid; whoever has it so has locked its mm.
+        // SAFETY: By the type invariant the VMA is valid, and `mmap_lock` is held.
         unsafe { self.0.mm() }
     }
 
@@ -812,7 +813,7 @@ pub(crate) enum Detaching {}
 ///
 /// # Invariants
 ///
-/// The VMA is in state `S` and, as in [`Exclusive`], only the holder changes that.
+/// The VMA is in state `S` and, as in [`Exclusive`], valid, its mm locked, and only the holder changes that.
 pub(crate) struct Vma<'a, S> {
     area: &'a Area,
     _state: PhantomData<S>,
@@ -844,7 +845,7 @@ impl<'a, S> Vma<'a, S> {
     /// Whether `root` is the root of the VMA's mm.
     #[inline]
     fn owns(&self, root: &Root) -> bool {
-        // SAFETY: By the type invariant the VMA is valid; whoever has it so has locked its mm.
+        // SAFETY: By the type invariant, that of `Exclusive`, the VMA is valid, and `mmap_lock` is held.
         unsafe { self.area.mm() }.has_root(root)
     }
 
