@@ -2258,7 +2258,8 @@ TEST_F(features, hugetlb)
 		move_to_node(getppid(), area, nr, node);
 		move_to_node(getppid(), away, nr, node);
 	}
-	for (int i = 0; i < 40 || i & 1 || (i < 4000 && event("pgmigrate_success") == migrated); i++) {
+	for (int i = 0; i < 40 || i & 1 ||
+	     (i < 4000 && event("pgmigrate_success") == migrated); i++) {
 		ASSERT_EQ(move_to(i & 1 ? area : away, size, i & 1 ? away : area),
 			  i & 1 ? away : area);
 		ASSERT_TRUE(filled(i & 1 ? away : area, nr, 64, 1));

@@ -546,7 +546,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 {
 	unsigned long seed = avl_number("avl.seed=", any_seed());
 	/* The first of them is over when it is loaded meanwhile. */
-	unsigned long rounds = avl_number("avl.rounds=", 25) + 3 * LOADED_MEANWHILE;
+	unsigned long rounds = avl_number("avl.rounds=", 25) + LOADED_MEANWHILE;
 	const time_t soak = 60 * avl_number("avl.soak=", 0);
 	struct timespec began, now;
 	unsigned long folios = 0, mappings = 0, merged = 0, large = 0;
@@ -613,7 +613,8 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		mappings += v.mappings;
 		merged += v.ksm;
 		large += v.large;
-		of_both += has_both(founders[round % FOUNDERS]);
+		for (int i = 0; LOADED_MEANWHILE && round && i < FOUNDERS; i++)
+			of_both += has_both(founders[i]);
 		reap(WNOHANG);
 		next_round();
 		/* While they all are at it. */
