@@ -32,12 +32,11 @@ REPORTING = {
     "wiped": ("debug", 1, r"mm/vma\.h:\d+ at "),
 }
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes longer: single
-# features; what looks at messages and at who may ask; failing allocations but for an operation of
-# each kind. kmemleak takes half of a debug kernel's time: it has a guest of its own, with what is
-# most likely to leak.
+# features, and the longest storm; the states one by one, which rmap comes by; what looks at
+# messages and at who may ask; failing allocations but for an operation of each kind. kmemleak takes
+# half of a debug kernel's time: it has a guest of its own, with what is most likely to leak.
 TOUR = {
-    "boot": [], "kunit": [], "lifetime": [], "inside": [], "mixed": [], "rmap": [], "states": [],
-    "stress": [],
+    "boot": [], "kunit": [], "lifetime": [], "inside": [], "mixed": [], "rmap": [], "stress": [],
     "hook": ["-V:off", "-T:root_is_charged_to_the_cgroup"],
     "fail": [f"fail.{case}" for case in (
         "fork_twice.each_allocation", "move_half.each_allocation", "split.each_allocation",
@@ -46,7 +45,7 @@ TOUR = {
     "features": [f"features.{case}" for case in (
         "uffd_move_in_a_family", "a_mapping_without_anonymous_pages", "failure_of_a_shared_page",
         "ksm_pages_made_of_shared_ones", "storm_of_mremap", "storm_of_ksm", "storm_of_munmap",
-        "storm_of_huge_pages", "storm_of_exit")],
+        "storm_of_huge_pages")],
 }
 TOUR_LEAKS = [f"fail.{operation}.each_of_the_module" for operation in
               ("first_fault", "fork_twice", "move_half", "split")]
@@ -87,9 +86,14 @@ def tests_option(tests):
                                    for program, cases in tests.items())
 
 
+def asked_for():
+    """{test: cases} of TESTS=."""
+    return wanted(common.setting("TESTS").replace(",", " ").split())
+
+
 def selected():
     """For each kind of guest {test: cases} of TESTS=, or all of them."""
-    asked = wanted(common.setting("TESTS").replace(",", " ").split())
+    asked = asked_for()
     known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, *REPORTING)))
     unknown = sorted(set(asked) - set(known))
     if unknown:
@@ -240,7 +244,7 @@ def guest_check(guests, bench, mode, tests, name=None, tour=False):
     variant = bench.kernel.variant
     tests = tests if isinstance(tests, dict) else wanted(tests)
     limit = common.number("TIMEOUT", TOUR_TIMEOUT if tour else TIMEOUTS[variant])
-    if "stress" in tests and common.setting("SOAK"):
+    if {"stress", "mixed"} & set(tests) and common.setting("SOAK"):
         limit += 60 * common.number("SOAK", 0)
     run = guests.run(f"{name or mode}-{variant}", bench.kernel, bench.initrd, mode,
                      guest_options(mode, variant, tests, limit, tour), limit)
@@ -352,7 +356,7 @@ def check(toolchain, arch):
         raise Failure(f"VARIANT={variant} cannot be checked: use {' or '.join(TIMEOUTS)}")
     tests, lazy_tests = selected()
     wrong = RELEASE_TESTS if variant == "debug" else DEBUG_TESTS
-    asked = wanted(common.setting("TESTS").replace(",", " ").split())
+    asked = asked_for()
     wrong += tuple(name for name, (needed, *_) in REPORTING.items() if needed != variant)
     if set(asked) & set(wrong):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
@@ -406,7 +410,7 @@ def check_debug(toolchain, arch):
 
     # The longest first; none of them needs what another one has done.
     runs = ((", failures, storms", "lazy", chosen("boot", "fail", "stress", "features"), "fail"),
-            (", all lazy", "lazy", chosen("boot", "rmap", "states"), None),
+            (", all lazy", "lazy", chosen("boot", "rmap"), None),
             ("", "check", chosen("boot", "kunit", "hook", "lifetime", "inside", "mixed"), None),
             (", kmemleak", "lazy", {"fail": TOUR_LEAKS, "leaks": [], "taint": []}, "leaks"))
     results = guest_checks(guests, bench, runs, tour=True)
