@@ -149,6 +149,10 @@ static void move_slot(int i, int to)
 
 	if (i == to)
 		return;
+	/* What is moved is not wiped in children: see inherit(). */
+	madvise(slot(i), SLOT_PAGES * page, MADV_KEEPONFORK);
+	if (inherited[i] == ZEROES)
+		inherited[i] = ALL;
 	/* All of it or nothing: holes are for the kernel to refuse. */
 	if (mremap(slot(i), SLOT_PAGES * page, SLOT_PAGES * page,
 		   MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? 4 : 0), slot(to)) == MAP_FAILED) {
