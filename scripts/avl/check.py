@@ -138,9 +138,11 @@ def host_tests(toolchain):
 
 def harness_tests():
     """The harness's own unit tests: what it must refuse and what it must notice."""
-    env = {k: v for k, v in os.environ.items()
-           if k not in ("ARCH", "KDIR", "KSRC", "O", "MO", "TESTS", "VARIANT", "TIMEOUT", "ACCEL",
-                        "TOOLCHAIN", "MAKEFLAGS", "MFLAGS", "LLVM", "V", "JOBS")}
+    # They set what they look at themselves; where sources and tools come from stays.
+    own = set(common.SELECTING + common.EFFORT + common.OTHERS) - \
+        {"KERNEL", "KERNEL_TARBALL", "AVL_CACHE"} | \
+        {"ARCH", "KDIR", "O", "MO", "MAKEFLAGS", "MFLAGS", "V", "JOBS", "STAGES", "BENCH"}
+    env = {name: value for name, value in os.environ.items() if name not in own}
     common.need_tool("git", "git")
     result = subprocess.run([sys.executable, "-B", "-m", "unittest", "discover", "-b", "-v", "-s",
                              str(TOP / "tests/harness")], cwd=TOP, check=False, env=env,
@@ -552,29 +554,47 @@ def unpatched(toolchain, arch):
 READ_DOCUMENTS = ("lint", "check")
 
 
+def stage_environment():
+    """
+    The environment of a stage, which is a stage whole: what narrows a run down is not handed on,
+    but for how much the tests do.
+    """
+    own = {*common.SELECTING, "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "STAGES"}
+    return {name: value for name, value in os.environ.items() if name not in own}
+
+
+def stage_key(name, target, env, keys):
+    """
+    What a stage that has passed depends on: the tree, the settings that reach it, and its command
+    line. `keys` keeps the first two. None if that cannot be known.
+    """
+    documents = name.split("-")[0] in READ_DOCUMENTS
+    if documents not in keys:
+        keys[documents] = common.tree_key(documents, env)
+    return keys[documents] and common.digest(keys[documents], *target)
+
+
 def check_full():
     """
-    Every stage, or those of STAGES=, one after the other. What passed on this very tree is not
-    repeated, nor is what does not read documents if nothing else has changed.
+    Every stage, or those of STAGES=, one after the other. What passed on this very tree, with the
+    same settings, is not repeated, nor is what does not read documents if nothing else has changed.
     """
     stages = common.setting("STAGES").replace(",", " ").split()
     unknown = sorted(set(stages) - {name for name, _ in FULL})
     if unknown:
         raise Failure(f"STAGES={' '.join(unknown)}: no such stage; there are "
                       f"{', '.join(name for name, _ in FULL)}")
-    keys = {True: common.tree_key(), False: common.tree_key(documents=False)}
     done_dir = TOP / "build" / "full"
     done_dir.mkdir(parents=True, exist_ok=True)
     failed = []
     rows = []
-    # A stage is a stage whole: what narrows a run down is not handed on.
-    env = {k: v for k, v in os.environ.items()
-           if k not in ("TESTS", "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "SELFTESTS",
-                        "STRESSORS", "MUTANTS", "STEPS", "STAGES")}
+    env, keys = stage_environment(), {}
     for name, target in FULL:
         if stages and name not in stages:
             continue
-        key = keys[name.split("-")[0] in READ_DOCUMENTS]
+        if name.startswith("soak"):
+            target = [*target, f"SOAK={common.number('SOAK', SOAK)}"]
+        key = stage_key(name, target, env, keys)
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):
             rows.append((name, stamp.read_text().split("\n", 1)[1].strip()))
@@ -582,8 +602,6 @@ def check_full():
             continue
         stamp.unlink(missing_ok=True)
         started = time.monotonic()
-        if name.startswith("soak"):
-            target = [*target, f"SOAK={common.number('SOAK', SOAK)}"]
         log = common.log_path(f"full-{name}")
         say(f"{name}: running; log: {log}")
         with open(log, "wb") as out:

@@ -21,6 +21,15 @@ ARCH_NAMES = {"x86_64": "x86_64", "x86": "x86_64", "amd64": "x86_64",
               "arm64": "arm64", "aarch64": "arm64"}
 
 
+# Settings that change what a run finds. These choose some of the tests of a target,
+SELECTING = ("TESTS", "MUTANTS", "SELFTESTS", "STRESSORS", "STEPS")
+# these say how much the tests do, less than usual or more,
+EFFORT = ("ROUNDS", "STRIDE", "GENERATIONS", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
+# and these what is run, on what, with what, from where on, and for how long.
+OTHERS = ("VARIANT", "SEED", "SOAK", "TIMEOUT", "KERNEL", "KSRC", "KERNEL_TARBALL", "LLVM",
+          "TOOLCHAIN", "ACCEL", "AVL_CACHE")
+
+
 class Failure(Exception):
     """An expected failure: its text is the one line that the user sees."""
 
@@ -28,6 +37,11 @@ class Failure(Exception):
 def setting(name, default=""):
     """A variable of the command line (`make NAME=...`) or the environment."""
     return os.environ.get(name, "").strip() or default
+
+
+def given(*names):
+    """{name: value} of those of these settings that are set."""
+    return {name: setting(name) for name in names if setting(name)}
 
 
 def number(name, default):
@@ -241,17 +255,18 @@ def output(argv, **options):
     return result.stdout.decode(errors="replace") if result.returncode == 0 else None
 
 
-def tree_key(documents=True):
+def tree_key(documents=True, env=None):
     """
     What the outcome of a run depends on: every committed or changed file, of documents only if
-    the run reads them, and the settings for all runs. None if that cannot be known.
+    the run reads them, and the settings in `env` (the environment) but for those that select:
+    what they leave out was not run. None if that cannot be known.
     """
+    env = os.environ if env is None else env
     files = output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
-    if files is None or setting("KSRC"):
+    if files is None or env.get("KSRC", "").strip():
         return None
     if not documents:
         files = re.sub(r"(?m)^(Documentation/.*|[^/]*\.md)$", "", files)
-    settings = [f"{name}={setting(name)}" for name in
-                ("KERNEL", "KERNEL_TARBALL", "LLVM", "TOOLCHAIN", "ACCEL", "AVL_CACHE")]
+    settings = [f"{name}={env.get(name, '').strip()}" for name in (*EFFORT, *OTHERS)]
     return digest(*settings, *[part for name in sorted(files.split("\n")) if name
                                and (TOP / name).is_file() for part in (name, TOP / name)])

@@ -37,9 +37,9 @@ def save(target, arch, results, stages, extra=None):
     record = {
         "target": target, "arch": arch, "commit": commit(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "narrowed": {name: common.setting(name) for name in
-                     ("TESTS", "MUTANTS", "SELFTESTS", "STRESSORS", "STEPS", "KSRC",
-                      "VARIANT") if common.setting(name)},
+        # What may have made it less than its target; what else was asked for.
+        "narrowed": common.given(*common.SELECTING, *common.EFFORT),
+        "settings": common.given(*common.OTHERS),
         "stages": [(name, round(seconds)) for name, seconds in stages],
         "results": [(r.name, r.status, r.reason) for r in results],
         "extra": extra or {},
@@ -103,14 +103,16 @@ def page(records):
     lines = ["# anon_vma_lazy: what was tried", ""]
     versions = sorted({record["commit"] for record in records})
     lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of its target.", ""]
-    lines += ["| target | arch | when | passed | failed | skipped | seconds | narrowed to |",
-              "|---|---|---|---|---|---|---|---|"]
+    lines += ["| target | arch | when | passed | failed | skipped | seconds | narrowed to | "
+              "other settings |", "|---|---|---|---|---|---|---|---|---|"]
     for record in records:
         found = counts(record)
-        narrowed = ", ".join(f"{k}={v}" for k, v in record["narrowed"].items())
+        narrowed, settings = (", ".join(f"{k}={v}" for k, v in record.get(kind, {}).items())
+                              for kind in ("narrowed", "settings"))
         lines.append(f"| {record['target']} | {record['arch']} | {record['when']} | "
                      f"{found['passed']} | {found['failed']} | {found['skipped']} | "
-                     f"{sum(seconds for _, seconds in record['stages'])} | {narrowed} |")
+                     f"{sum(seconds for _, seconds in record['stages'])} | {narrowed} | "
+                     f"{settings} |")
     asked, folios, mappings = oracle_figures()
     lines += ["", f"The oracle was asked {asked} times in the guests whose logs are there: "
               f"{folios} folios, {mappings} mappings.", ""]

@@ -452,10 +452,49 @@ class Selection(unittest.TestCase):
                 keys.append((common.tree_key(), common.tree_key(documents=False)))
                 (top / name).write_text("2\n")
             keys.append((common.tree_key(), common.tree_key(documents=False)))
+            settings = [common.tree_key(env={name: "1"}) for name in
+                        common.EFFORT + common.OTHERS if name != "KSRC"]
+            self.assertIsNone(common.tree_key(env={"KSRC": "/tree"}))
+            self.assertEqual(common.tree_key(env={name: "1" for name in common.SELECTING}),
+                             common.tree_key(env={}))
         every, code = zip(*keys)
         self.assertEqual(len(set(every)), 4)
         self.assertEqual(len(set(code[:3])), 1)
         self.assertNotEqual(code[2], code[3])
+        self.assertEqual(len({*settings, common.tree_key(env={})}), len(settings) + 1)
+
+    def test_what_a_stage_depends_on(self):
+        """What is handed on counts; so does what the stage itself is told."""
+        def key(name="soak-x86_64", target=("check",), **settings):
+            with mock.patch.dict(os.environ, settings):
+                return check.stage_key(name, target, check.stage_environment(), {})
+
+        with mock.patch.object(common, "tree_key", lambda documents, env: common.digest(
+                str(documents), *sorted(f"{k}={v}" for k, v in env.items()))):
+            for name in ("ROUNDS", "PROPTEST_CASES", "GENERATIONS", "SEED",
+                         "LOOM_MAX_PREEMPTIONS"):
+                self.assertNotEqual(key(), key(**{name: "7"}), name)
+            for name in (*common.SELECTING, "SOAK", "STRIDE", "TIMEOUT", "VARIANT", "STAGES"):
+                self.assertEqual(key(), key(**{name: "7"}), name)
+            self.assertNotEqual(key(target=("check", "SOAK=30")), key(target=("check", "SOAK=1")))
+            self.assertNotEqual(key("check-x86_64"), key("mutants-x86_64"))
+        with mock.patch.object(common, "tree_key", return_value=None):
+            self.assertIsNone(key())
+
+    def test_each_variable_is_of_a_kind(self):
+        """A setting that is no kind of these would be in no stamp, and not unset by CI."""
+        kinds = common.SELECTING + common.EFFORT + common.OTHERS
+        self.assertEqual(len(kinds), len(set(kinds)))
+        # The targets' own; where things are built; of other targets; without a say in the outcome.
+        rest = ("ARCH KDIR O MO STAGES BENCH INSTALL_MOD_PATH INSTALL_MOD_DIR JOBS V "
+                "MIRROR").split()
+        exported = re.findall(r"(?m)^export (.*)", (TOP / "Makefile").read_text())
+        self.assertEqual(sorted(" ".join(exported).split()), sorted((*kinds, *rest)))
+        unset = " ".join(re.findall(r"(?m)^unset (.*)", (TOP / ".ci/run").read_text())).split()
+        self.assertEqual(set(common.SELECTING + common.EFFORT) - set(unset), set())
+        # Of the others these change nothing of what is tested.
+        self.assertEqual(set(common.OTHERS) - set(unset), {"LLVM", "TOOLCHAIN", "ACCEL",
+                                                           "AVL_CACHE"})
 
     def test_what_shows_a_mutant(self):
         def run(console="", timed_out=False):
@@ -600,11 +639,12 @@ class Report(unittest.TestCase):
     """The page of what was tried."""
 
     def test_failures_stand_out(self):
-        record = {"target": "check", "arch": "x86_64", "commit": "c", "when": "w", "narrowed": {},
+        record = {"target": "check", "arch": "x86_64", "commit": "c", "when": "w",
+                  "narrowed": {"TESTS": "a,b"}, "settings": {"SEED": "7"},
                   "stages": [["a", 3], ["b", 4]], "extra": {"T": "| x |"},
                   "results": [["one", "passed", ""], ["two", "failed", "<why>"]]}
         text = report.page([record])
-        self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 7 |", text)
+        self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 7 | TESTS=a,b | SEED=7 |", text)
         self.assertIn("* check x86_64: two: <why>", text)
         self.assertIn("&lt;why&gt;", report.to_html(text))
         html = report.to_html(text)
