@@ -141,7 +141,8 @@ def harness_tests():
     # They set what they look at themselves; where sources and tools come from stays.
     own = set(common.SELECTING + common.EFFORT + common.OTHERS) - \
         {"KERNEL", "KERNEL_TARBALL", "AVL_CACHE"} | \
-        {"ARCH", "KDIR", "O", "MO", "MAKEFLAGS", "MFLAGS", "V", "JOBS", "STAGES", "BENCH"}
+        {"ARCH", "KDIR", "O", "MO", "MAKEFLAGS", "MFLAGS", "V", "JOBS", "STAGES", "BENCH",
+         "AVL_STAGE"}
     env = {name: value for name, value in os.environ.items() if name not in own}
     common.need_tool("git", "git")
     result = subprocess.run([sys.executable, "-B", "-m", "unittest", "discover", "-b", "-v", "-s",
@@ -554,13 +555,14 @@ def unpatched(toolchain, arch):
 READ_DOCUMENTS = ("lint", "check")
 
 
-def stage_environment():
+def stage_environment(name):
     """
     The environment of a stage, which is a stage whole: what narrows a run down is not handed on,
-    but for how much the tests do.
+    but for how much the tests do. Its name keeps its record and its guests apart from others'.
     """
     own = {*common.SELECTING, "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "STAGES"}
-    return {name: value for name, value in os.environ.items() if name not in own}
+    return {**{name: value for name, value in os.environ.items() if name not in own},
+            "AVL_STAGE": "full-" + re.sub("-(x86_64|arm64)$", "", name)}
 
 
 def stage_key(name, target, env, keys):
@@ -588,12 +590,13 @@ def check_full():
     done_dir.mkdir(parents=True, exist_ok=True)
     failed = []
     rows = []
-    env, keys = stage_environment(), {}
+    keys = {}
     for name, target in FULL:
         if stages and name not in stages:
             continue
         if name.startswith("soak"):
             target = [*target, f"SOAK={common.number('SOAK', SOAK)}"]
+        env = stage_environment(name)
         key = stage_key(name, target, env, keys)
         stamp = done_dir / name
         if key and stamp.exists() and stamp.read_text().startswith(key):

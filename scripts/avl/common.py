@@ -44,6 +44,18 @@ def given(*names):
     return {name: setting(name) for name in names if setting(name)}
 
 
+def part():
+    """
+    What a run is, if it is not a whole target by itself: the stage of check-full that AVL_STAGE
+    names, or "some", if it is narrowed. Its record and its guests are kept apart, so that they
+    replace those of no whole run.
+    """
+    stage = setting("AVL_STAGE")
+    if stage and not re.fullmatch(r"\w[\w-]*", stage):
+        raise Failure(f"AVL_STAGE={stage} is not a name: letters, digits and - only")
+    return stage or ("some" if given(*SELECTING, *EFFORT) else "")
+
+
 def number(name, default):
     text = setting(name, str(default))
     if not text.isdigit() or int(text) < 1:

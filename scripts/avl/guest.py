@@ -235,6 +235,11 @@ class Run:
             print(f"    | {line}")
 
 
+def run_directory(arch, name):
+    """Where the logs of a guest are; those of a part of a target are apart."""
+    return TOP / "build" / arch / "run" / common.part() / name
+
+
 class Guests:
     """Boots guests of one architecture."""
 
@@ -297,7 +302,7 @@ class Guests:
     def _start(self, name, kernel, initrd, mode, accel, timeout, options="", machine=Machine(),
                quiet=False):
         kernel.verify()
-        directory = TOP / "build" / self.arch / "run" / name
+        directory = run_directory(self.arch, name)
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import guest
-from .common import TOP, Failure, say
+from .common import Failure, say
 
 # Where kernels and modules are; user space is not logged.
 KERNEL = "0xffff000000000000..0xffffffffffffffff"
@@ -80,7 +80,7 @@ def profile(bench, name, parameter, variant):
             "-monitor", f"unix:{scratch}/monitor,server=on,wait=off", "-D", str(pipe),
             "-dfilter", KERNEL))
         counts, done = Counter(), threading.Event()
-        verdict = TOP / "build" / bench.arch / "run" / f"bench-profile-{variant}" / "verdict.log"
+        verdict = guest.run_directory(bench.arch, f"bench-profile-{variant}") / "verdict.log"
         verdict.unlink(missing_ok=True)
         # Open for writing, too, so that neither side waits for the other to begin.
         keeper = os.open(pipe, os.O_RDWR)

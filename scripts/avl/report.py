@@ -26,14 +26,22 @@ def commit():
 
 
 def logs(arch, name):
-    """The logs of guests without a fault on purpose."""
-    return [log for log in sorted((TOP / "build").glob(f"{arch}/run/*/{name}"))
+    """The logs of guests without a fault on purpose, those of parts of targets among them."""
+    return [log for runs in ("run", "run/*")
+            for log in sorted((TOP / "build").glob(f"{arch}/{runs}/*/{name}"))
             if not log.parent.name.startswith(("mutant-", "must-fail-"))]
 
 
+def record_name(target):
+    """How a run is called that may be a part of its target only."""
+    part = common.part()
+    return f"{target}-some" if part == "some" else part or target
+
+
 def save(target, arch, results, stages, extra=None):
-    """Keep what a run has found, for the page; the last run of a target counts."""
+    """Keep what a run has found, for the page; the last run of that name counts."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    target = record_name(target)
     record = {
         "target": target, "arch": arch, "commit": commit(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -102,7 +110,8 @@ def page(records):
     """The Markdown text."""
     lines = ["# anon_vma_lazy: what was tried", ""]
     versions = sorted({record["commit"] for record in records})
-    lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of its target.", ""]
+    lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of that name: "
+              "full-NAME is a stage of check-full, TARGET-some was narrowed.", ""]
     lines += ["| target | arch | when | passed | failed | skipped | seconds | narrowed to | "
               "other settings |", "|---|---|---|---|---|---|---|---|---|"]
     for record in records:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """make run: the memory of a Debian userland with lazy mode off and on, in one screen."""
 
-from . import bench, memory
-from .common import TOP, say
+from . import bench, guest, memory
+from .common import say
 
 SHOWN = {"off": "off", "on": "on"}
 
@@ -30,5 +30,5 @@ def run(toolchain, arch):
     for row in table(memory.figures(records)):
         print(f"  {row}")
     print()
-    say(f"raw figures: {TOP}/build/{arch}/run/bench-memory-*/verdict.log")
+    say(f"raw figures: {guest.run_directory(arch, 'bench-memory-*')}/verdict.log")
     return 0

@@ -467,7 +467,7 @@ class Selection(unittest.TestCase):
         """What is handed on counts; so does what the stage itself is told."""
         def key(name="soak-x86_64", target=("check",), **settings):
             with mock.patch.dict(os.environ, settings):
-                return check.stage_key(name, target, check.stage_environment(), {})
+                return check.stage_key(name, target, check.stage_environment(name), {})
 
         with mock.patch.object(common, "tree_key", lambda documents, env: common.digest(
                 str(documents), *sorted(f"{k}={v}" for k, v in env.items()))):
@@ -480,6 +480,36 @@ class Selection(unittest.TestCase):
             self.assertNotEqual(key("check-x86_64"), key("mutants-x86_64"))
         with mock.patch.object(common, "tree_key", return_value=None):
             self.assertIsNone(key())
+
+    def test_stages_do_not_replace_each_others_records(self):
+        names = set()
+        for stage, _ in check.FULL:
+            env = check.stage_environment(stage)
+            arch = stage.rpartition("-")[2]
+            with mock.patch.dict(os.environ, env, clear=True):
+                names.add((report.record_name("check"), arch))
+                names.add((str(guest.run_directory("any", "lazy-release")), arch))
+        self.assertEqual(len(names), 2 * len(check.FULL))
+        self.assertNotIn("check", [name for name, _ in names])
+
+    def test_a_part_is_kept_apart(self):
+        with mock.patch.dict(os.environ, clear=True), tempfile.TemporaryDirectory() as top, \
+                mock.patch.object(report, "RESULTS", Path(top)):
+            whole = guest.run_directory("x86_64", "lazy-release")
+            report.save("check", "x86_64", [], [])
+            for name in common.SELECTING + common.EFFORT:
+                with mock.patch.dict(os.environ, {name: "rmap"}):
+                    part = guest.run_directory("x86_64", "lazy-release")
+                    report.save("check", "x86_64", [], [])
+                self.assertNotEqual(part, whole)
+                # No run removes a directory that another one is in.
+                self.assertNotIn(whole, part.parents)
+            self.assertEqual(sorted(file.name for file in Path(top).iterdir()),
+                             ["check-some-x86_64.json", "check-x86_64.json"])
+            for bad in ("../x", "a b", "."):
+                with mock.patch.dict(os.environ, AVL_STAGE=bad), \
+                        self.assertRaisesRegex(common.Failure, "is not a name"):
+                    common.part()
 
     def test_each_variable_is_of_a_kind(self):
         """A setting that is no kind of these would be in no stamp, and not unset by CI."""
@@ -652,14 +682,18 @@ class Report(unittest.TestCase):
 
     def test_what_never_happened_stands_out(self):
         with tempfile.TemporaryDirectory() as top:
-            log = Path(top) / "build/x86_64/run/lazy-release/console.log"
-            log.parent.mkdir(parents=True)
-            log.write_text("avl: counter walk 5\navl: counter roots 3\n")
+            run = Path(top) / "build/x86_64/run"
+            # Those of a part count, too; those with a fault on purpose do not.
+            for name in ("lazy-release", "full-soak/lazy-release", "mutant-x",
+                         "full-mutants/mutant-x"):
+                (run / name).mkdir(parents=True)
+                (run / name / "console.log").write_text(
+                    "avl: counter walk 5\navl: counter roots 3\n")
             with mock.patch.object(report, "events",
                                    lambda: {"walk": "w", "refused": "r", "walk_skip": "s"}), \
                     mock.patch.object(report, "TOP", Path(top)):
                 text = "\n".join(report.transitions())
-        self.assertIn("| walk | w | 5 |", text)
+        self.assertIn("| walk | w | 10 |", text)
         self.assertIn("| refused | r | 0, as it must be |", text)
         self.assertIn("| walk_skip | s | 0: NO TEST DID |", text)
 
