@@ -120,8 +120,8 @@ class Bench:
         kind, module, _ = VARIANTS[variant]
         kernel = self.kernels[kind]
         result = self.guests.run(f"bench-{part}-{variant}", kernel, initrd or self.initrd, "bench",
-                                 f"avl.bench={part} avl.module={module} {options}", timeout,
-                                 machine)
+                                 f"avl.bench={part} avl.module={module} {options}",
+                                 guest.time_limit(timeout), machine)
         lines = [line.split() for line in result.verdict.splitlines()]
         faults = result.faults()
         if ["#", "done"] not in lines:

@@ -62,6 +62,8 @@ TOUR_ROUNDS = 2
 # While pages move, fork and so on fail at each allocation, but in so many rounds: all of them in
 # one take ten minutes. check-full asks for that.
 STRIDE = 8
+# What takes as many minutes as SOAK= says.
+SOAKING = ("stress", "mixed")
 # What the host tests take from the environment.
 HOST_SETTINGS = ("SEED", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 
@@ -239,6 +241,11 @@ def guest_options(mode, variant, tests, limit, tour=False):
     return options
 
 
+def time_limit(tests, default):
+    """guest.time_limit() for a guest that has these tests."""
+    return guest.time_limit(default, any(name in tests for name in SOAKING))
+
+
 def guest_check(guests, bench, mode, tests, name=None, tour=False):
     """
     The tests of a patched guest of one kind, 'check' or 'lazy': {test: cases} or names. Logs go by
@@ -246,9 +253,7 @@ def guest_check(guests, bench, mode, tests, name=None, tour=False):
     """
     variant = bench.kernel.variant
     tests = tests if isinstance(tests, dict) else wanted(tests)
-    limit = common.number("TIMEOUT", TOUR_TIMEOUT if tour else TIMEOUTS[variant])
-    if {"stress", "mixed"} & set(tests) and common.setting("SOAK"):
-        limit += 60 * common.number("SOAK", 0)
+    limit = time_limit(tests, TOUR_TIMEOUT if tour else TIMEOUTS[variant])
     run = guests.run(f"{name or mode}-{variant}", bench.kernel, bench.initrd, mode,
                      guest_options(mode, variant, tests, limit, tour), limit)
     results = guest.judge(run, tuple(tests), bench.kernel.source)
@@ -264,8 +269,8 @@ def harness_guests(guests, bench):
     results = []
     for mode, wanted, timeout in (("panic", "Kernel panic", 60), ("hang", "was stopped after", 30)):
         name = f"must-fail-{mode}"
-        run = guests.run(name, bench.kernel, bench.initrd, mode, timeout=timeout,
-                         fixed=True)
+        # Not for the user to change: one of them is to run into it.
+        run = guests.run(name, bench.kernel, bench.initrd, mode, "", timeout)
         judged = guest.judge(run, ("before", "after"), bench.kernel.source)
         seen = [r for r in judged if r.status == "failed" and wanted in r.reason] or \
             [line for line in guest.badness(run.console) if wanted in line]
@@ -280,7 +285,8 @@ def harness_guests(guests, bench):
 def reporting(guests, bench, name):
     """A test that makes the kernel warn, so often and from where REPORTING says, and goes on."""
     _, times, where = REPORTING[name]
-    run = guests.run(name, bench.kernel, bench.initrd, "check", f"avl.tests={name}", 300)
+    run = guests.run(name, bench.kernel, bench.initrd, "check", f"avl.tests={name}",
+                     guest.time_limit(300))
     results = guest.judge(run, (name,), bench.kernel.source)
     # Its console and its taint are as they should be here, and are looked at below.
     results = [r for r in results if not r.name.startswith("guest ")]
@@ -302,7 +308,7 @@ def refusal(toolchain, guests, arch, bench, variant):
     kernel = Kernel(toolchain, arch, variant).build()
     tests = ("refused",)
     run = guests.run(f"refused-{variant}", kernel, bench.initrd, "check",
-                     "avl.tests=refused", 120,
+                     "avl.tests=refused", guest.time_limit(120),
                      guest.Machine(nodes=1 if variant == "plain" else 2))
     results = guest.judge(run, tests, kernel.source)
     if any(r.status == "failed" for r in results):
@@ -314,7 +320,7 @@ def other_configuration(toolchain, guests, arch, bench):
     """The module of the release kernel on the debug kernel."""
     other = Bench(toolchain, arch, "release")
     run = guests.run("other-configuration", bench.kernel, other.initrd, "check",
-                     "avl.tests=mismatch", 300)
+                     "avl.tests=mismatch", guest.time_limit(300))
     results = guest.judge(run, ("mismatch",), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
@@ -365,6 +371,8 @@ def check(toolchain, arch):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
                       f"{variant} kernel")
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
+    # Refused before anything is built.
+    time_limit({**tests, **lazy_tests}, TIMEOUTS[variant])
     results = []
     with Stage("kernel source"):
         source.pristine()
@@ -543,7 +551,7 @@ def unpatched(toolchain, arch):
         with Stage(f"oracle, {arch}, {name}"):
             run = guests.run(name, bench.kernel, bench.initrd, mode,
                              f"avl.tests={','.join(tests)} avl.rounds={ROUNDS['release']}",
-                             TIMEOUTS["release"])
+                             guest.time_limit(TIMEOUTS["release"]))
         judged = guest.judge(run, tests, bench.kernel.source)
         if any(r.status == "failed" for r in judged):
             run.show_end()

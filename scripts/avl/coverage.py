@@ -127,7 +127,7 @@ def coverage(toolchain, arch):
     results, console = [], ""
     for mode, name, tests in PLAN:
         with check.Stage(f"{name}, {arch}"):
-            limit = common.number("TIMEOUT", check.TIMEOUTS["release"])
+            limit = check.time_limit(tests, check.TIMEOUTS["release"])
             options = check.guest_options(mode, "release", check.wanted(tests), limit)
             run = guests.run(name, kernel, initrd, mode, options, limit)
         console += run.console

@@ -235,6 +235,19 @@ class Run:
             print(f"    | {line}")
 
 
+def time_limit(default, soaks=False):
+    """
+    Seconds for a guest: TIMEOUT=, or `default` and, if it `soaks`, the minutes of SOAK= on top. No
+    other place decides this.
+    """
+    soak = 60 * common.number("SOAK", 0) if soaks and common.setting("SOAK") else 0
+    limit = common.number("TIMEOUT", default + soak)
+    if limit <= soak:
+        raise Failure(f"TIMEOUT={limit} ends a guest before its SOAK={soak // 60} is over: give it "
+                      f"more than {soak} (seconds), or leave it out")
+    return limit
+
+
 def run_directory(arch, name):
     """Where the logs of a guest are; those of a part of a target are apart."""
     return TOP / "build" / arch / "run" / common.part() / name
@@ -271,11 +284,9 @@ class Guests:
                 say("KVM: /dev/kvm exists, but no guest was seen to boot in it: using TCG")
         return self._accel
 
-    def run(self, name, kernel, initrd, mode, options="", timeout=600, machine=Machine(),
-            fixed=False):
-        """Boot one guest and wait for its end. A `fixed` time limit is not the user's to change."""
+    def run(self, name, kernel, initrd, mode, options, timeout, machine=Machine()):
+        """Boot one guest and wait for its end, at most so many seconds: see time_limit()."""
         accel = "tcg" if machine.counted or machine.emulated else self.accel(kernel, initrd)
-        timeout = timeout if fixed else common.number("TIMEOUT", timeout)
         return self._start(name, kernel, initrd, mode, accel, timeout, options, machine)
 
     def side_by_side(self, calls):

@@ -84,10 +84,9 @@ def caught_on_host(toolchain, mutant, tree):
 def caught_in_guest(guests, mutant, kernel, initrd):
     """Boot a guest with the fault and run the one test; what was noticed, or None."""
     tests = check.wanted([mutant.test])
+    limit = check.time_limit(tests, TIMEOUTS[mutant.variant])
     run = guests.run(f"mutant-{mutant.name}", kernel, initrd, mutant.mode,
-                     check.guest_options(mutant.mode, mutant.variant, tests,
-                                         TIMEOUTS[mutant.variant]),
-                     TIMEOUTS[mutant.variant])
+                     check.guest_options(mutant.mode, mutant.variant, tests, limit), limit)
     results = guest.judge(run, tuple(tests), kernel.source)
     return noticed(mutant, run, results)
 
@@ -117,9 +116,9 @@ def baseline(guests, bench, mutants, variant):
         tests = check.wanted(dict.fromkeys(names))
         if not tests:
             continue
+        limit = check.time_limit(tests, check.TIMEOUTS[variant])
         run = guests.run(f"no-mutant-{mode}-{variant}", bench.kernel, bench.initrd, mode,
-                         check.guest_options(mode, variant, tests, check.TIMEOUTS[variant]),
-                         check.TIMEOUTS[variant])
+                         check.guest_options(mode, variant, tests, limit), limit)
         judged = guest.judge(run, tuple(tests), bench.kernel.source)
         if any(r.status == "failed" for r in judged):
             run.show_end()

@@ -146,7 +146,7 @@ def guests_of(guests, bench, plan, added, known):
     for mode, name, tests in plan:
         with check.Stage(f"{name}, {guests.arch}"):
             variant = bench.kernel.variant
-            limit = common.number("TIMEOUT", LIMIT)
+            limit = check.time_limit(tests, LIMIT)
             options = check.guest_options(mode, "kcsan", check.wanted(tests), limit)
             if not bench.module:
                 options += f" avl.rounds={check.ROUNDS['kcsan']}"

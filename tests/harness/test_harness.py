@@ -385,6 +385,24 @@ class Selection(unittest.TestCase):
             self.assertIn(f"avl.rounds={check.TOUR_ROUNDS}", options(one, True))
             self.assertIn(f"avl.stride={check.STRIDE}", options(["fail/-T:each_of_the_module"]))
 
+    def test_seconds_for_a_guest(self):
+        for settings, tests, wanted in (({}, ["rmap"], 900), ({"TIMEOUT": "60"}, ["rmap"], 60),
+                                        ({"SOAK": "30"}, ["rmap"], 900),
+                                        ({"SOAK": "30"}, ["rmap", "stress"], 2700),
+                                        ({"SOAK": "30", "TIMEOUT": "2000"}, ["mixed"], 2000),
+                                        ({"SOAK": "30", "TIMEOUT": "600"}, ["rmap"], 600)):
+            with mock.patch.dict(os.environ, settings, clear=True):
+                self.assertEqual(check.time_limit(check.wanted(tests), 900), wanted, settings)
+        for seconds in ("600", "1800"):
+            with mock.patch.dict(os.environ, {"SOAK": "30", "TIMEOUT": seconds}), \
+                    self.assertRaisesRegex(common.Failure, "before its SOAK=30 is over"):
+                check.time_limit({"stress": []}, 900)
+
+    def test_only_one_place_decides_that(self):
+        for file in (TOP / "scripts/avl").glob("*.py"):
+            asked = file.read_text().count('("TIMEOUT"')
+            self.assertEqual(asked, file.name == "guest.py", file.name)
+
     def test_mutant_without_a_test(self):
         with tempfile.TemporaryDirectory() as name:
             file = Path(name) / "module-x.patch"
@@ -827,6 +845,10 @@ class Refusals(unittest.TestCase):
 
     def test_a_test_of_another_kernel(self):
         self.refused("cannot be run on the release kernel", "check", "TESTS=fail")
+
+    def test_a_limit_that_ends_a_soak(self):
+        self.refused("TIMEOUT=600 ends a guest before its SOAK=30 is over", "check",
+                     "TESTS=stress", "SOAK=30", "TIMEOUT=600")
 
     def test_a_tour_of_some_tests(self):
         self.refused("make check VARIANT=debug TESTS=", "check-debug", "TESTS=rmap")
