@@ -18,8 +18,10 @@ TIMEOUTS = {"release": 300, "debug": 900}
 class Mutant:
     """
     A patch with a header: what is wrong (Wrong:), why that matters (Why:), and who has to notice
-    (Caught-by: kind of guest and PROGRAM/CASE; or host and the name of a test there). Hangs: says
-    why a guest that does not end is how one sees it.
+    (Caught-by: kind of guest and PROGRAM/CASE; or host and the name of a test there). A test that
+    passes, or has no time for a verdict, does not notice: Seen-as: is a pattern for what the
+    kernel says then, or the end of the guest; Hangs: says why a guest that does not end is how
+    one sees it.
     """
 
     def __init__(self, file):
@@ -32,6 +34,10 @@ class Mutant:
         self.wrong = fields["Wrong"]
         self.variant = fields.get("Variant", "release")
         self.hangs = "Hangs" in fields
+        try:
+            self.seen_as = re.compile(fields["Seen-as"]) if "Seen-as" in fields else None
+        except re.error as error:
+            raise Failure(f"{file.name}: Seen-as: is no regular expression: {error}") from error
         caught = fields["Caught-by"].split()
         if caught[0] not in ("check", "lazy", "host") or len(caught) != 2 or \
                 ("/" in caught[1]) == (caught[0] == "host"):
@@ -64,7 +70,7 @@ def mutated_copy(mutant):
 
 
 def caught_on_host(toolchain, mutant, tree):
-    """Run the one host test on the mutated sources; what it said, or None if it passed."""
+    """Run the one host test on the mutated sources; as noticed()."""
     log = common.log_path(f"mutant-{mutant.name}")
     log.write_text("")
     try:
@@ -73,16 +79,17 @@ def caught_on_host(toolchain, mutant, tree):
                       env={"CARGO_TARGET_DIR": TOP / "build/mutants/host"})
     except Failure:
         text = log.read_text(errors="replace")
-        failed = re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)
-        if any(name.endswith(mutant.test) for name in failed):
-            return f"{failed[0]} fails"
+        failed = [name for name in re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)
+                  if name.endswith(mutant.test)]
+        if failed:
+            return f"{failed[0]} fails", ""
         raise Failure(f"{mutant.name}: the host test {mutant.test} did not run; log: {log}") \
             from None
-    return None
+    return None, f"not noticed by {mutant.test}"
 
 
 def caught_in_guest(guests, mutant, kernel, initrd):
-    """Boot a guest with the fault and run the one test; what was noticed, or None."""
+    """Boot a guest with the fault and run the one test; as noticed()."""
     tests = check.wanted([mutant.test])
     limit = check.time_limit(tests, TIMEOUTS[mutant.variant])
     run = guests.run(f"mutant-{mutant.name}", kernel, initrd, mutant.mode,
@@ -93,19 +100,28 @@ def caught_in_guest(guests, mutant, kernel, initrd):
 
 def noticed(mutant, run, results):
     """
-    What of these results is the fault's doing, or None. A guest that hung without a word for the
-    fault to be seen in shows nothing, unless that is what the mutant is known to do.
+    What of these results is the fault's doing, or None; and why the fault is not caught, if it is
+    not. Its own test has to fail. Whatever else goes wrong counts only if the header says so.
     """
+    def shown(result):
+        return f"{result.name}: {result.reason}"[:110]
+
     failed = [r for r in results if r.status == "failed"]
-    if run.timed_out and not mutant.hangs and not guest.badness(run.console):
-        failed = [r for r in failed
-                  if not r.reason.startswith(("missing", "the guest was stopped"))]
-        if not failed:
-            raise Failure(f"the guest was stopped after {run.seconds:.0f} s, and nothing else was "
-                          f"noticed; console: {run.directory}/console.log")
-    named = [r for r in failed if r.name == mutant.test]
-    best = (named or failed or [None])[0]
-    return best and f"{best.name}: {best.reason}"[:110]
+    for result in failed:
+        if result.name == mutant.test:
+            return shown(result), ""
+    for result in failed if mutant.seen_as else ():
+        for text in (f"{result.name}: {result.reason}", *result.evidence):
+            found = mutant.seen_as.search(text)
+            if found:
+                return f"{result.name}: {found.group().strip()}"[:110], ""
+    if run.timed_out and mutant.hangs:
+        return f"the guest was stopped after {run.seconds:.0f} s", ""
+    if not failed:
+        return None, f"not noticed by {mutant.test}"
+    # What a test that has no verdict is missing for comes after it.
+    first = next((r for r in failed if not r.reason.startswith("missing")), failed[0])
+    return None, f"not caught by its test: {shown(first)}; console: {run.directory}/console.log"
 
 
 def baseline(guests, bench, mutants, variant):
@@ -187,9 +203,8 @@ def mutants(toolchain, arch):
                 say(f"{mutant.name}: {mutant.wrong}")
                 # One that does not build shows nothing; the others can still be asked.
                 try:
-                    caught = one(toolchain, arch, guests, bench, mutant)
-                    verdict = f"caught, {caught}" if caught else "SURVIVED"
-                    reason = "" if caught else f"not noticed by {mutant.test}"
+                    caught, reason = one(toolchain, arch, guests, bench, mutant)
+                    verdict = f"caught, {caught}" if caught else f"SURVIVED: {reason}"
                 except Failure as error:
                     caught, verdict, reason = None, f"NOT TRIED: {error}", str(error)
             say(f"{mutant.name}: {verdict}")
@@ -208,7 +223,7 @@ def mutants(toolchain, arch):
 
 
 def one(toolchain, arch, guests, bench, mutant):
-    """Build one mutant and ask its test."""
+    """Build one mutant and ask its test; as noticed()."""
     if mutant.in_kernel:
         mutated = check.Bench(toolchain, arch, mutant.variant, extra=(mutant.file,))
         return caught_in_guest(guests, mutant, mutated.kernel, mutated.initrd)

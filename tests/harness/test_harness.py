@@ -415,6 +415,10 @@ class Selection(unittest.TestCase):
             mutant = mutants.Mutant(file)
             self.assertEqual((mutant.mode, mutant.test, mutant.in_kernel, mutant.variant),
                              ("lazy", "rmap/rmap.c", False, "release"))
+            self.assertIsNone(mutant.seen_as)
+            file.write_text(f"Seen-as: (Oops\n{file.read_text()}")
+            with self.assertRaisesRegex(common.Failure, "is no regular expression"):
+                mutants.Mutant(file)
 
     def test_each_mutant_has_a_header(self):
         for file in mutants.DIRECTORY.glob("*.patch"):
@@ -545,27 +549,42 @@ class Selection(unittest.TestCase):
                                                            "AVL_CACHE"})
 
     def test_what_shows_a_mutant(self):
-        def run(console="", timed_out=False):
-            return mock.Mock(console=console, timed_out=timed_out, seconds=300.0, directory="d")
+        def run(timed_out=False):
+            return mock.Mock(timed_out=timed_out, seconds=300.0, directory="d")
 
-        def result(name, reason):
-            return ktap.Result(name, "failed" if reason else "passed", reason)
+        def result(name, reason, *evidence):
+            return ktap.Result(name, "failed" if reason else "passed", reason, evidence)
 
-        mutant = mock.Mock(test="rmap/rmap.one", hangs=False)
-        late = [result("rmap/rmap.one", "missing: the guest did not get that far"),
+        def ask(*results, seen_as=None, hangs=False, timed_out=False):
+            mutant = mock.Mock(test="rmap/rmap.one", hangs=hangs,
+                               seen_as=seen_as and re.compile(seen_as))
+            return mutants.noticed(mutant, run(timed_out), results)
+
+        report_of_kernel = result("guest x", "2 bad lines on the console, the first: WARNING: "
+                                  "mm/x.c:1 at f", "anon_vma_lazy: a root is in use", "WARNING: ")
+        late = [result("rmap", "missing: the guest did not get that far"),
                 result("guest x", "the guest was stopped after 300 s (TIMEOUT)")]
-        self.assertIsNone(mutants.noticed(mutant, run(), [result("rmap/rmap.one", "")]))
-        self.assertEqual(mutants.noticed(mutant, run(), [result("guest x", "a line"), result(
-            "rmap/rmap.one", "2 pairs")]), "rmap/rmap.one: 2 pairs")
-        with self.assertRaisesRegex(common.Failure, "nothing else was noticed"):
-            mutants.noticed(mutant, run(timed_out=True), late)
-        self.assertIn("missing", mutants.noticed(
-            mutant, run("BUG: KASAN: use-after-free in x", timed_out=True), late))
-        self.assertEqual(mutants.noticed(mutant, run(timed_out=True),
-                                         [result("rmap/rmap.two", "2 pairs"), *late]),
-                         "rmap/rmap.two: 2 pairs")
-        mutant.hangs = True
-        self.assertIn("missing", mutants.noticed(mutant, run(timed_out=True), late))
+        self.assertEqual(ask(result("rmap/rmap.one", "")),
+                         (None, "not noticed by rmap/rmap.one"))
+        self.assertEqual(ask(result("guest x", "a line"), result("rmap/rmap.one", "2 pairs")),
+                         ("rmap/rmap.one: 2 pairs", ""))
+        # What else may go wrong is not the test's merit, whatever it is.
+        for others in ([report_of_kernel], [result("rmap/rmap.two", "2 pairs")],
+                       [late[0], result("guest x", "the guest died before its end")], late):
+            caught, why = ask(result("rmap/rmap.one", ""), *others)
+            self.assertIsNone(caught)
+            self.assertIn(f"not caught by its test: {others[-1].name}: {others[-1].reason[:20]}",
+                          why)
+        # Unless the header says that it looks like this: a reason, a name, a line of the console.
+        for pattern in ("WARNING: mm/x", "guest x: 2 bad", "a root is in"):
+            caught, why = ask(report_of_kernel, seen_as=pattern)
+            self.assertEqual((caught, why), (f"guest x: {pattern}", ""))
+        self.assertIsNone(ask(report_of_kernel, *late, seen_as="Kernel panic")[0])
+        self.assertIsNone(ask(result("rmap/rmap.one", ""), seen_as=".")[0])
+        # A guest without an end shows something only if that is what to expect.
+        self.assertIn("was stopped", ask(*late, hangs=True, timed_out=True)[0])
+        self.assertIsNone(ask(*late, timed_out=True)[0])
+        self.assertIsNone(ask(report_of_kernel, hangs=True)[0])
 
     def test_mutants_caught_before(self):
         with tempfile.TemporaryDirectory() as scratch, \
