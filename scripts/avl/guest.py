@@ -171,12 +171,20 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machi
 
 # Objects of anon_vma_chain and anon_vma that the shell that is PID 1 may have more than at first.
 LEFT_OBJECTS = 8
+# Kinds of guests, as scripts/guest/init has them: with the module from the first program to the
+# last, after which it is unloaded, and its guest says what is left;
+LOADED = ("lazy", "selftests-off", "selftests-on", "stressors")
+# and with a last look of the oracle, as their programs do not ask it.
+LOOKED_AT = ("selftests", "selftests-off", "selftests-on", "stressors")
+# Sanity checks keep free objects out of per-CPU stocks, so that counts are exact.
+EXACT_COUNTS = "slab_debug=F,anon_vma*,vm_area_struct"
 
 
 class Run:
     """One guest that ran to its end, or did not."""
 
-    def __init__(self, directory, status, seconds, timed_out):
+    def __init__(self, directory, status, seconds, timed_out, mode=""):
+        self.mode = mode
         self.directory = directory
         self.status = status
         self.seconds = seconds
@@ -204,22 +212,36 @@ class Run:
             found.append(f"the guest was stopped after {self.seconds:.0f} s (TIMEOUT)")
         elif self.status:
             found.append(f"QEMU ended with status {self.status}")
-        if not self.timed_out and "avl: end of guest" not in self.console:
+        if not self.timed_out and not self._ended():
             found.append("the guest died before its end")
         taint = re.findall(r"avl: tainted (\d+)", self.console)
         if taint and int(taint[-1]) & ~EXPECTED_TAINT:
             found.append(f"unexpected taint: {taint[-1]}")
-        found += self._left()
+        found += self._oracle() + self._left()
         bad = badness(self.console)
         if bad:
             found.append(f"{len(bad)} bad lines on the console, the first: {bad[0].strip()}")
         return found
 
+    def _ended(self):
+        return "avl: end of guest" in self.console
+
+    def _oracle(self):
+        """What the oracle says when all programs have come to their end."""
+        answer = re.search(r"avl: oracle: (.*)", self.console)
+        if not answer:
+            asked = self._ended() and self.mode in LOOKED_AT
+            return ["the oracle was not asked at the end"] if asked else []
+        right = re.search(r"\bmigration 0 mismatch 0$", answer[1])
+        return [] if right else [f"the oracle at the end: {answer[1]}"]
+
     def _left(self):
         """What a guest with the module loaded all the time has left of it at its end."""
         left = re.search(r"avl: left: (.*)", self.console)
         if not left:
-            return []
+            asked = self._ended() and self.mode in LOADED
+            return ["what is left at the end is not known: the module was not there to be unloaded"
+                    ] if asked else []
         counts = {name: int(value) for name, value in re.findall(r"(\w+) (-?\d+)", left[1])}
         if counts.pop("kasan", 0):
             del counts["chains"], counts["anon_vmas"]
@@ -353,7 +375,7 @@ class Guests:
         if status and not quiet:
             for line in common.tail(directory / "qemu.log", 5):
                 print(f"    qemu: {line}")
-        return Run(directory, status, time.monotonic() - started, timed_out)
+        return Run(directory, status, time.monotonic() - started, timed_out, mode)
 
     def shell(self, kernel, initrd):
         """An interactive shell in a guest with the module loaded."""

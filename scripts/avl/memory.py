@@ -17,7 +17,7 @@ PROGRAMS = ("zsh ksh93u+m fish python3 perl ruby lua5.4 tcl php-cli nodejs guile
 WITHOUT = ("libllvm19", "libz3-4", "mesa-libgallium", "man-db", "vim-runtime")
 USERS = ("messagebus", "sshd", "dnsmasq", "redis", "memcache", "mosquitto", "haproxy")
 CACHES = ("anon_vma", "anon_vma_chain", "anon_vma_lazy_root", "vm_area_struct")
-SLAB_DEBUG = "slab_debug=F,anon_vma*,vm_area_struct"
+SLAB_DEBUG = guest.EXACT_COUNTS
 MACHINE = guest.Machine(cpus=1, memory=4096, nodes=1)
 # load: (how the table names it, the state of the guest, the state that it is compared with)
 LOADS = {

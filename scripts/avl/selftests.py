@@ -250,7 +250,7 @@ def run_variant(guests, bench, image, name, mode, labels):
     """One guest with all the programs. Returns the results of its tests, and what is wrong."""
     run = guests.run(f"selftests-{name.replace(' ', '-')}", bench.kernel, image, mode,
                      # Some write to what they may not, by way of /proc/self/mem.
-                     "proc_mem.force_override=always hugepages=16",
+                     f"proc_mem.force_override=always hugepages=16 {guest.EXACT_COUNTS}",
                      guest.time_limit(GUEST_LIMIT))
     found = parse(run.verdict)
     # A selftest may provoke what counts as bad in ours: memory failure, for one.

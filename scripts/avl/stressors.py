@@ -112,7 +112,7 @@ def stressors(toolchain, arch):
                                     f"file /avl/stressors {out}/list 644 0 0"], "stressors")
         initrd = userland.joined([debian, own], out / "initramfs.cpio")
     with check.Stage(f"stressors, {arch}"):
-        run = guests.run("stressors", bench.kernel, initrd, "stressors", "",
+        run = guests.run("stressors", bench.kernel, initrd, "stressors", guest.EXACT_COUNTS,
                          guest.time_limit(GUEST_LIMIT))
     results = guest.judge(run, tuple(row[0] for row in rows), bench.kernel.source)
     if any(r.status == "failed" for r in results):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the harness has to notice in a guest, and what it has to refuse from its user."""
 
+import fnmatch
 import os
 import re
 import shutil
@@ -149,8 +150,43 @@ class Console(unittest.TestCase):
                 self.assertEqual(len(faults), len(found), faults)
                 for wanted, fault in zip(found, faults):
                     self.assertIn(wanted, fault)
+            # Who should say it and does not has a fault, once it has come that far.
+            for mode in guest.LOADED:
+                for text, wanted in (("avl: end of guest\n", "what is left at the end"),
+                                     ("", "died")):
+                    (directory / "console.log").write_text(
+                        "avl: oracle: folios 1 migration 0 mismatch 0\n" + text)
+                    faults = guest.Run(directory, 0, 1, False, mode).faults()
+                    self.assertEqual(len(faults), 1, faults)
+                    self.assertIn(wanted, faults[0])
+            for answer, found in (("folios 5 mappings 5 migration 0 mismatch 0", []),
+                                  ("folios 5 mappings 5 migration 1 mismatch 0", ["migration 1"]),
+                                  ("folios 5 mappings 5 migration 0 mismatch 2", ["mismatch 2"]),
+                                  ("cat: no such file", ["no such file"]), (None, ["not asked"])):
+                line = f"avl: oracle: {answer}\n" if answer else ""
+                (directory / "console.log").write_text(f"{line}avl: end of guest\n")
+                faults = guest.Run(directory, 0, 1, False, "selftests").faults()
+                self.assertEqual(len(faults), len(found), faults)
+                for wanted, fault in zip(found, faults):
+                    self.assertIn(wanted, fault)
             (directory / "console.log").write_text("booting\n")
             self.assertIn("died", guest.Run(directory, 0, 1, False).faults()[0])
+
+
+class Ends(unittest.TestCase):
+    """What guests say at their end, and what the harness waits to hear."""
+
+    def test_the_same_kinds_of_guests(self):
+        init = (TOP / "scripts/guest/init").read_text()
+        modes = re.findall(r"(?m)^(\w[\w-]*)\)$", init)
+        finish = init[init.index("finish() {"):init.index("gauge() {")]
+        for step, kinds in (("look", guest.LOOKED_AT), ("unload", guest.LOADED)):
+            patterns = re.search(rf"(?m)^\t(.*)\)\s[^;]*?{step}\b", finish)[1].split(" | ")
+            self.assertEqual({mode for mode in modes for pattern in patterns
+                              if fnmatch.fnmatchcase(mode, pattern)}, set(kinds))
+        for mode in guest.LOADED:
+            self.assertRegex(init, rf"(?m)^{mode}\)\n(\t.*\n)*?\tcount\n", mode)
+        self.assertEqual(set(re.findall(r"-le (\d+) \]", init)), {str(guest.LEFT_OBJECTS)})
 
 
 class Configuration(unittest.TestCase):
