@@ -373,7 +373,7 @@ def check(toolchain, arch):
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
     # Refused before anything is built.
     time_limit({**tests, **lazy_tests}, TIMEOUTS[variant])
-    results = []
+    results, extra = [], {}
     with Stage("kernel source"):
         source.pristine()
     # These have nothing to do with a kernel: once, in make check.
@@ -394,9 +394,11 @@ def check(toolchain, arch):
             with Stage(f"{name}, which makes the kernel warn"):
                 results += reporting(guests, bench, name)
     if not common.setting("TESTS") and variant == "release":
-        results += selftests.stage(toolchain, arch, (("lazy off", bench, "selftests-off"),
-                                                     ("lazy on", bench, "selftests-on")),
-                                   "short")
+        compared, table = selftests.stage(toolchain, arch,
+                                          (("lazy off", bench, "selftests-off"),
+                                           ("lazy on", bench, "selftests-on")), "short")
+        results += compared
+        extra["mm selftests that differ"] = table
         with Stage("guests that must fail"):
             results += harness_guests(guests, bench)
         with Stage(f"unpatched kernel, {arch}"):
@@ -404,7 +406,8 @@ def check(toolchain, arch):
     if not common.setting("TESTS") and variant == "debug":
         with Stage("module of another configuration"):
             results += other_configuration(toolchain, guests, arch, bench)
-    return finish("check" if variant == "release" else f"check-{variant}-all", results, arch)
+    return finish("check" if variant == "release" else f"check-{variant}-all", results, arch,
+                  extra)
 
 
 def check_debug(toolchain, arch):
@@ -531,12 +534,11 @@ def check_selftests(toolchain, arch):
     """make check-selftests: unpatched, patched with lazy mode off, on."""
     base = Bench(toolchain, arch, "base", module=False)
     patched = Bench(toolchain, arch)
-    results = selftests.stage(toolchain, arch, (("unpatched", base, "selftests"),
-                                                ("lazy off", patched, "selftests-off"),
-                                                ("lazy on", patched, "selftests-on")),
-                              common.setting("SELFTESTS"))
-    return finish("check-selftests", results, arch,
-                  {"mm selftests that differ": selftests.table(arch)})
+    results, table = selftests.stage(toolchain, arch, (("unpatched", base, "selftests"),
+                                                       ("lazy off", patched, "selftests-off"),
+                                                       ("lazy on", patched, "selftests-on")),
+                                     common.setting("SELFTESTS"))
+    return finish("check-selftests", results, arch, {"mm selftests that differ": table})
 
 
 def unpatched(toolchain, arch):

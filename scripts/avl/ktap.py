@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from .common import TOP, Failure
 
 SKIPS = TOP / "tests/expected-skips"
+# The status of a test that fails with the series and without, and is known to: neither passed, nor
+# a failure of this run.
+FAILS_ON_ALL = "fails on all"
 
 
 @dataclass
 class Result:
-    """One test: where it is, 'passed', 'failed' or 'skipped', why, and lines of a log."""
+    """
+    One test: where it is, 'passed', 'failed', 'skipped' or FAILS_ON_ALL, why, lines of a log, and
+    whether another list than that of skips excuses it.
+    """
     name: str
     status: str
     reason: str = ""
     evidence: tuple = ()
+    listed: bool = False
 
 
 def expected_skips(arch):
@@ -104,7 +111,9 @@ def settle(results, arch):
     known = expected_skips(arch)
     settled = []
     for result in results:
-        if result.status == "skipped" and result.name not in known:
+        if result.listed:
+            pass
+        elif result.status == "skipped" and result.name not in known:
             result = Result(result.name, "failed",
                             f"skipped ({result.reason}), and not in tests/expected-skips",
                             result.evidence)
@@ -114,20 +123,35 @@ def settle(results, arch):
     return settled
 
 
+def listed(results):
+    """A line for each reason that a list gives: there may be many results of one."""
+    groups = {}
+    for result in results:
+        if result.listed:
+            groups.setdefault((result.status, result.reason), []).append(result.name)
+    return [f"{status.upper()} {names[0]}" +
+            (f" and {len(names) - 1} more" if names[1:] else "") + f": {reason}"
+            for (status, reason), names in groups.items()]
+
+
 def report(results, arch):
     """Settle, show failures and skips, and the line that counts. Returns the failures."""
     results = settle(results, arch)
     count = {status: sum(r.status == status for r in results)
-             for status in ("passed", "failed", "skipped")}
+             for status in ("passed", "failed", "skipped", FAILS_ON_ALL)}
+    for line in listed(results):
+        print(f"  {line}")
     for status in ("skipped", "failed"):
         for result in results:
-            if result.status == status:
+            if result.status == status and not result.listed:
                 print(f"  {status.upper()} {result.name}: {result.reason}")
                 for line in result.evidence:
                     print(f"    | {line}")
     if not results:
         print("  FAILED: no test ran")
         count["failed"] = 1
+    if count[FAILS_ON_ALL]:
+        print(f"{count[FAILS_ON_ALL]} fail with the series and without, and are known to")
     print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
           flush=True)
     return count["failed"]

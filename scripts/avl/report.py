@@ -8,6 +8,7 @@ import time
 
 from . import common
 from .common import TOP, Failure, say
+from .ktap import FAILS_ON_ALL
 
 RESULTS = TOP / "build" / "results"
 OUTPUT = TOP / "build" / "report"
@@ -56,7 +57,7 @@ def save(target, arch, results, stages, extra=None):
 
 
 def counts(record):
-    found = {"passed": 0, "failed": 0, "skipped": 0}
+    found = {"passed": 0, "failed": 0, "skipped": 0, FAILS_ON_ALL: 0}
     for _, status, _ in record["results"]:
         found[status] = found.get(status, 0) + 1
     return found
@@ -112,14 +113,15 @@ def page(records):
     versions = sorted({record["commit"] for record in records})
     lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of that name: "
               "full-NAME is a stage of check-full, TARGET-some was narrowed.", ""]
-    lines += ["| target | arch | when | passed | failed | skipped | seconds | narrowed to | "
-              "other settings |", "|---|---|---|---|---|---|---|---|---|"]
+    lines += ["| target | arch | when | passed | failed | skipped | fails on all | seconds | "
+              "narrowed to | other settings |", "|---|---|---|---|---|---|---|---|---|---|"]
     for record in records:
         found = counts(record)
         narrowed, settings = (", ".join(f"{k}={v}" for k, v in record.get(kind, {}).items())
                               for kind in ("narrowed", "settings"))
         lines.append(f"| {record['target']} | {record['arch']} | {record['when']} | "
                      f"{found['passed']} | {found['failed']} | {found['skipped']} | "
+                     f"{found[FAILS_ON_ALL]} | "
                      f"{sum(seconds for _, seconds in record['stages'])} | {narrowed} | "
                      f"{settings} |")
     asked, folios, mappings = oracle_figures()

@@ -6,10 +6,11 @@ import re
 
 from . import common, guest
 from .common import TOP, Failure, say
-from .ktap import Result
+from .ktap import FAILS_ON_ALL, Result
 from .toolchain import DEB_ARCH, unpacked
 
 EXPECTED = TOP / "tests/expected-differences"
+ALIKE = TOP / "tests/expected-selftests"
 # A label, the command in tools/testing/selftests/mm, whether it is on the short list. As in
 # run_vmtests.sh, for what meets an anonymous folio.
 LIST = (
@@ -69,7 +70,9 @@ LIBRARIES = {"migration": ["-lnuma"], "rmap": ["-lnuma"], "ksm_tests": ["-lnuma"
              "mlock-random-test": ["-lcap"]}
 SOURCES = {"uffd-stress": ["uffd-common.c"], "uffd-unit-tests": ["uffd-common.c"],
            "uffd-wp-mremap": ["uffd-common.c"]}
-STATUS = r"ok|not ok(?: \(\d+\))?|SKIP|XFAIL|TIMEOUT|missing"
+# What says nothing of a kernel if it is the same on all of them.
+NOTHING = r"SKIP|not ok(?: \(\d+\))?"
+STATUS = rf"ok|{NOTHING}|XFAIL|TIMEOUT|missing"
 # Less of the same, where an emulator is not done in its time.
 EDITS = {"folio_split_race_test": ("#define NUM_ITERATIONS 100", "#define NUM_ITERATIONS 20")}
 # Seconds for one program under TCG, and for all of them in a guest. On a busy machine they need
@@ -154,19 +157,21 @@ def initramfs(toolchain, kernel, arch, bench, directory, tests):
                            "selftests")
 
 
-def parse(text):
-    """{label: {test: status}} of what run-selftests sent; the program's own end is 'exit'."""
-    found, label = {}, None
+def verdicts(text):
+    """
+    (label, test, status, the test's own reason) of what run-selftests sent; the program's own end
+    is 'exit'.
+    """
+    label, names = None, []
     for line in text.splitlines():
         begin = re.match(r"^## begin (\S+)$", line)
         end = re.match(r"^## end (\S+) (\d+) (\d+)$", line)
         if begin:
-            label = begin.group(1)
-            found[label] = {}
+            label, names = begin.group(1), []
         elif end:
             status = int(end.group(2))
             other = "TIMEOUT" if status in (124, 137) else f"not ok ({status})"
-            found[label]["exit"] = {0: "ok", 4: "SKIP"}.get(status, other)
+            yield end.group(1), "exit", {0: "ok", 4: "SKIP"}.get(status, other), ""
             label = None
         elif label:
             verdict = re.match(r"^(ok|not ok) \d+(?: -)?\s*(.*?)(?:\s*# (SKIP|XFAIL)\b\s*(.*))?$",
@@ -177,24 +182,52 @@ def parse(text):
             name = verdict.group(2) or verdict.group(4) or "test"
             name = re.sub(r"0x[0-9a-f]+|\b\d{5,}\b|\d+\.\d+|(?<=Extra pages )\d+|"
                           r"(?<=extra thread faults )\d+", "N", name)
-            status = verdict.group(3) or verdict.group(1)
-            if name in found[label]:
-                name = f"{name} ({sum(n.startswith(name) for n in found[label]) + 1})"
-            found[label][name] = status
+            if name in names:
+                name = f"{name} ({sum(n.startswith(name) for n in names) + 1})"
+            names.append(name)
+            yield label, name, verdict.group(3) or verdict.group(1), verdict.group(4) or ""
+
+
+def parse(text):
+    """{label: {test: status}} of that; a program that has begun has an entry."""
+    found = {label: {} for label in re.findall(r"(?m)^## begin (\S+)$", text)}
+    for label, name, status, _ in verdicts(text):
+        found.setdefault(label, {})[name] = status
     return found
 
 
+def reasons(text):
+    """{LABEL/TEST: why it was skipped, by its own words}."""
+    return {f"{label}/{name}": why for label, name, _, why in verdicts(text) if why}
+
+
+def lines_of(file):
+    """(number, line) of those of a committed list that say something."""
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line
+
+
 def expected():
-    """[(arch, variant, pattern, was, now, reason)] of the committed list."""
+    """[(arch, variant, pattern, was, now, reason)] of the committed list of differences."""
     rows = []
-    for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, line in lines_of(EXPECTED):
         fields = re.match(rf"^(\S+) (lazy on|lazy off) (.+?): ({STATUS}) -> ({STATUS}) :: (.+)$",
                           line)
         if not fields:
             raise Failure(f"{EXPECTED.name}:{number}: needs ARCH lazy on|lazy off LABEL/TEST: "
                           "WAS -> IS :: REASON")
+        rows.append(fields.groups())
+    return rows
+
+
+def alike():
+    """[(arch, pattern, outcome, reason)] of the committed list of what says nothing."""
+    rows = []
+    for number, line in lines_of(ALIKE):
+        fields = re.match(rf"^(\S+) (.+?): ({NOTHING}) :: (.+)$", line)
+        if not fields:
+            raise Failure(f"{ALIKE.name}:{number}: needs ARCH LABEL/TEST: SKIP or not ok :: REASON")
         rows.append(fields.groups())
     return rows
 
@@ -211,43 +244,76 @@ def unsteady(again, base, other, name, now):
         f"on {variant}" for variant in (base, other))
 
 
-def compare(runs, arch, again=None):
+class Comparison:
+    """One kernel held against another one, by the committed lists."""
+
+    def __init__(self, arch, base, other, again, said):
+        self.base, self.other, self.again, self.said = base, other, again, said
+        self.expected = [row[2:] for row in expected() if row[0] in (arch, "all") and
+                         row[1] == other]
+        self.alike = [row[1:] for row in alike() if row[0] in (arch, "all")]
+
+    def judge(self, name, was, now):
+        """
+        The result of one test, and what the table says of it, if anything: that begins with words
+        in capitals for what fails.
+        """
+        where = f"{self.other}/{name}"
+        if was in ("TIMEOUT", "missing"):
+            why = "that limit is too short" if was == "TIMEOUT" else "or its name is never the same"
+            return Result(where, "failed", f"{was} on {self.base}, {now} on {self.other}: nothing "
+                                           f"to compare with; {why}"), "NOT COMPARED"
+        if was == now:
+            return self._same(name, where, now)
+        for pattern, before, after, reason in self.expected:
+            if (before, after) == (was, now) and fnmatch.fnmatchcase(name, pattern):
+                return Result(where, "passed"), f"expected: {reason}"
+        why = unsteady(self.again, self.base, self.other, name, now)
+        if why:
+            return Result(where, "passed"), why
+        return Result(where, "failed", f"{was} on {self.base}, {now} on {self.other}"), \
+            "NOT EXPECTED"
+
+    def _same(self, name, where, outcome):
+        """What both skip, or fail, has to be on the list."""
+        if not re.fullmatch(NOTHING, outcome):
+            return Result(where, "passed"), None
+        for pattern, known, reason in self.alike:
+            if known == outcome and fnmatch.fnmatchcase(name, pattern):
+                return Result(where, "skipped" if outcome == "SKIP" else FAILS_ON_ALL, reason,
+                              listed=True), None
+        words = f" ({self.said[name]})" if self.said.get(name) else ""
+        return Result(where, "failed", f"{outcome}{words} on {self.base}, too, and not in "
+                                       f"tests/{ALIKE.name}"), f"NOT LISTED{words}"
+
+
+def compare(runs, arch, again=None, said=None):
     """
     Results of comparing {variant: {label: {test: status}}}: the first variant is what the others
-    have to equal, test by test. `again` is what more runs have said, see unsteady(). Also returns
-    the rows of a table of what differs.
+    have to equal, test by test. `again` is what more runs have said, see unsteady(); `said` are
+    reasons(). Also returns the rows of a table of what differs, or says nothing and is not known
+    to.
     """
-    again = again or {}
     base, *others = runs
-    known = expected()
     results, rows = [], []
     for other in others:
-        for label in runs[base]:
-            tests = dict.fromkeys([*runs[base][label], *runs[other].get(label, {})])
-            for test in tests:
-                name = f"{label}/{test}"
-                was = runs[base][label].get(test, "missing")
-                now = runs[other].get(label, {}).get(test, "missing")
-                reasons = [reason for where, variant, pattern, before, after, reason in known
-                           if where in (arch, "all") and variant == other and
-                           (before, after) == (was, now) and fnmatch.fnmatchcase(name, pattern)]
-                if was == now:
-                    results.append(Result(f"{other}/{name}", "passed"))
-                elif reasons:
-                    results.append(Result(f"{other}/{name}", "passed"))
-                    rows.append((name, base, was, other, now, f"expected: {reasons[0]}"))
-                elif why := unsteady(again, base, other, name, now):
-                    results.append(Result(f"{other}/{name}", "passed"))
-                    rows.append((name, base, was, other, now, why))
-                else:
-                    results.append(Result(f"{other}/{name}", "failed",
-                                          f"{was} on {base}, {now} on {other}"))
-                    rows.append((name, base, was, other, now, "NOT EXPECTED"))
+        comparison = Comparison(arch, base, other, again or {}, said or {})
+        for label in dict.fromkeys([*runs[base], *runs[other]]):
+            before, after = (runs[variant].get(label, {}) for variant in (base, other))
+            for test in dict.fromkeys([*before, *after]):
+                was, now = before.get(test, "missing"), after.get(test, "missing")
+                result, why = comparison.judge(f"{label}/{test}", was, now)
+                results.append(result)
+                if why:
+                    rows.append((f"{label}/{test}", base, was, other, now, why))
     return results, rows
 
 
 def run_variant(guests, bench, image, name, mode, labels):
-    """One guest with all the programs. Returns the results of its tests, and what is wrong."""
+    """
+    One guest with all the programs. Returns the results of its tests, their reasons(), and what is
+    wrong.
+    """
     run = guests.run(f"selftests-{name.replace(' ', '-')}", bench.kernel, image, mode,
                      # Some write to what they may not, by way of /proc/self/mem.
                      f"proc_mem.force_override=always hugepages=16 {guest.EXACT_COUNTS}",
@@ -262,8 +328,9 @@ def run_variant(guests, bench, image, name, mode, labels):
     faults += [f"{label} has no end" for label in labels if "exit" not in found.get(label, {})]
     if faults:
         run.show_end()
-    return found, [Result(f"selftests/{name}", "failed" if faults else "passed",
-                          "; ".join(faults), run.evidence() if faults else ())]
+    return found, reasons(run.verdict), [
+        Result(f"selftests/{name}", "failed" if faults else "passed", "; ".join(faults),
+               run.evidence() if faults else ())]
 
 
 def differing(rows):
@@ -295,24 +362,40 @@ def run_again(guests, variants, image_of, tests, rows):
             continue
         with common.Stage(f"mm selftests that differ, {guests.arch}, {name}"):
             say(f"{AGAIN} times again: {', '.join(labels)}")
-            found, own = run_variant(guests, bench, image_of(bench, repeated), f"again-{name}",
-                                     mode, [label for label, _ in repeated])
+            found, _, own = run_variant(guests, bench, image_of(bench, repeated),
+                                        f"again-{name}", mode, [label for label, _ in repeated])
         again[name] = outcomes(found)
         results += own
     return again, results
 
 
+def counted(compared, rows):
+    """One line: what became of all that was compared."""
+    def beginning(word):
+        return sum(row[5].startswith(word) for row in rows)
+
+    skipped, failing = (sum(r.status == status for r in compared)
+                        for status in ("skipped", FAILS_ON_ALL))
+    same = len(compared) - len(rows) - skipped - failing
+    return (f"{len(compared)} results compared, {same} the same, {skipped} skipped and {failing} "
+            f"failing on all kernels, {beginning('expected')} differ as expected, "
+            f"{beginning('unsteady')} have both outcomes, {beginning('NOT EXPECTED')} differ, "
+            f"{beginning('NOT LISTED')} say nothing and are not listed, "
+            f"{beginning('NOT COMPARED')} have no outcome to compare with")
+
+
 def stage(toolchain, arch, variants, asked):
     """
     The tests in one guest for each of `variants`: (name, bench, mode), the first of which is what
-    the others are held against. `asked` are names of tests, see chosen().
+    the others are held against. `asked` are names of tests, see chosen(). Returns the results, and
+    a table of what differs.
     """
     tests = chosen(arch, asked)
     if not tests:
-        return []
+        return [], ""
     guests = guest.Guests(toolchain, arch)
     directory = build(toolchain, variants[0][1].kernel, arch, tests)
-    runs, results = {}, []
+    runs, results, said = {}, [], {}
 
     def image_of(bench, tests):
         return initramfs(toolchain, bench.kernel, arch, bench, directory, tests)
@@ -320,30 +403,21 @@ def stage(toolchain, arch, variants, asked):
     for name, bench, mode in variants:
         image = image_of(bench, tests)
         with common.Stage(f"mm selftests, {arch}, {name}"):
-            runs[name], own = run_variant(guests, bench, image, name, mode,
-                                          [label for label, _ in tests])
+            runs[name], words, own = run_variant(guests, bench, image, name, mode,
+                                                 [label for label, _ in tests])
+        said.update(words)
         results += own
         count = sum(len(found) for found in runs[name].values())
         say(f"{name}: {count} results of {len(tests)} programs")
-    compared, rows = compare(runs, arch)
+    compared, rows = compare(runs, arch, said=said)
     again, own = run_again(guests, variants, image_of, tests, rows)
     results += own
     if again:
-        compared, rows = compare(runs, arch, again)
+        compared, rows = compare(runs, arch, again, said)
     table = ["| test | on | is | on | is | |", "|---|---|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in rows]
-    report = TOP / "build" / f"selftests-{arch}.md"
-    report.write_text("\n".join(table) + "\n")
-    unexpected = sum(row[5] == "NOT EXPECTED" for row in rows)
-    flapping = sum(row[5].startswith("unsteady") for row in rows)
-    same = len(compared) - len(rows)
+    file = TOP / "build" / f"selftests-{'short-' if asked == 'short' else ''}{arch}.md"
+    file.write_text("\n".join(table) + "\n")
     print("\n".join(table[2:]))
-    print(f"mm selftests, {arch}: {len(compared)} results compared, {same} the same, "
-          f"{len(rows) - unexpected - flapping} differ as expected, {flapping} have both outcomes "
-          f"on {variants[0][0]}, {unexpected} differ; table: {report}")
-    return results + compared
-
-
-def table(arch):
-    """What differed in the last run."""
-    return (TOP / "build" / f"selftests-{arch}.md").read_text()
+    print(f"mm selftests, {arch}: {counted(compared, rows)}; table: {file}")
+    return results + compared, "\n".join(table)

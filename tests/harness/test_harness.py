@@ -436,8 +436,8 @@ class Selection(unittest.TestCase):
 
     def test_only_one_place_decides_that(self):
         for file in (TOP / "scripts/avl").glob("*.py"):
-            asked = file.read_text().count('("TIMEOUT"')
-            self.assertEqual(asked, file.name == "guest.py", file.name)
+            asked = re.findall(r'(?:number|setting)\("TIMEOUT"', file.read_text())
+            self.assertEqual(len(asked), file.name == "guest.py", file.name)
 
     def test_mutant_without_a_test(self):
         with tempfile.TemporaryDirectory() as name:
@@ -684,25 +684,111 @@ ok 3 # SKIP no room
             "cow": {"same": "ok", "same (2)": "ok", "no room": "SKIP",
                     "exit": "TIMEOUT"}})
 
+    def test_reasons(self):
+        self.assertEqual(selftests.reasons(self.TEXT), {"rmap/rmap.c": "no nodes",
+                                                        "cow/no room": "no room"})
+
+    def compare(self, *runs, again=None, known=(), differences=()):
+        """compare() of two runs, and with lists of its own."""
+        with mock.patch.object(selftests, "alike", lambda: known), \
+                mock.patch.object(selftests, "expected", lambda: differences):
+            return selftests.compare(dict(zip(("base", "lazy on"), runs)), "x86_64", again,
+                                     {"p/t": "its words"})
+
+    def test_what_is_alike_and_says_nothing(self):
+        """Skipped or failing everywhere counts as passed nowhere, and only if it is listed."""
+        for outcome, known, wanted in (
+                ("ok", "SKIP", "passed"), ("XFAIL", "SKIP", "passed"),
+                ("SKIP", "SKIP", "skipped"), ("not ok", "not ok", "fails on all"),
+                ("not ok (1)", "not ok (1)", "fails on all"), ("SKIP", "not ok", "failed"),
+                ("not ok", "SKIP", "failed"), ("not ok (1)", "not ok", "failed"),
+                # With the list or without: no other kernel is held against these.
+                ("TIMEOUT", "SKIP", "failed")):
+            run = {"p": {"t": outcome}}
+            for arch, pattern, listed in (("x86_64", "p/*", True), ("all", "p/t", True),
+                                          ("arm64", "p/t", False), ("all", "q/*", False)):
+                (result,), rows = self.compare(run, run, known=[(arch, pattern, known, "why")])
+                fails = not listed and outcome in ("SKIP", "not ok", "not ok (1)")
+                self.assertEqual(result.status, "failed" if fails else wanted, (outcome, pattern))
+                self.assertEqual(bool(rows), result.status == "failed")
+                # Another run would say the same.
+                self.assertEqual(selftests.differing(rows)[0], [])
+                if result.status == "failed" and outcome != "TIMEOUT":
+                    self.assertIn("(its words) on base, too, and not in tests/expected-selftests",
+                                  result.reason)
+
+    def test_nothing_to_compare_with(self):
+        differences = [("all", "lazy on", "p/*", was, "ok", "why")
+                       for was in ("missing", "TIMEOUT")]
+        for base in ({"p": {"t": "TIMEOUT"}}, {"p": {}}, {}):
+            (result,), rows = self.compare(base, {"p": {"t": "ok"}}, differences=differences)
+            self.assertIn("nothing to compare with", result.reason)
+            self.assertEqual((result.status, rows[0][5]), ("failed", "NOT COMPARED"))
+        # The other way around it is a difference as any other.
+        (result,), rows = self.compare({"p": {"t": "ok"}}, {"p": {}})
+        self.assertEqual((result.status, rows[0][5]), ("failed", "NOT EXPECTED"))
+
+    def test_what_the_summary_counts(self):
+        outcomes = {"a": ("ok", "ok"), "b": ("SKIP", "SKIP"), "c": ("not ok", "not ok"),
+                    "d": ("ok", "not ok"), "e": ("ok", "SKIP"), "f": ("SKIP", "SKIP"),
+                    "g": ("TIMEOUT", "ok")}
+        runs = [{"p": {test: both[n] for test, both in outcomes.items()}} for n in (0, 1)]
+        compared, rows = self.compare(
+            *runs, known=[("all", "p/b", "SKIP", "why"), ("all", "p/c", "not ok", "why")],
+            differences=[("all", "lazy on", "p/d", "ok", "not ok", "why")])
+        self.assertEqual([int(n) for n in re.findall(r"\d+", selftests.counted(compared, rows))],
+                         [7, 1, 1, 1, 1, 0, 1, 1, 1])
+        with mock.patch("builtins.print") as printed:
+            self.assertEqual(ktap.report(compared, "x86_64"), 3)
+        self.assertEqual([call.args[0] for call in printed.call_args_list][-2:],
+                         ["1 fail with the series and without, and are known to",
+                          "2 passed, 3 failed, 1 skipped"])
+
+    def test_a_list_says_a_reason_once(self):
+        results = [ktap.Result(f"t{n}", status, reason, listed=True) for n, (status, reason) in
+                   enumerate((("skipped", "x"), ("skipped", "y"), ("skipped", "x")))]
+        self.assertEqual(ktap.listed(results), ["SKIPPED t0 and 1 more: x", "SKIPPED t1: y"])
+        self.assertEqual(ktap.settle(results, "x86_64"), results)
+
+    def test_what_is_alike_can_be_read(self):
+        labels = {label for label, *_ in selftests.LIST}
+        for arch, pattern, _, reason in selftests.alike():
+            self.assertIn(arch, ("x86_64", "arm64", "all"))
+            self.assertIn(pattern.split("/")[0], labels)
+            self.assertTrue(reason)
+        with tempfile.TemporaryDirectory() as name:
+            file = Path(name) / "list"
+            for bad in ("all p/t: ok :: why", "all p/t: SKIP", "p/t: SKIP :: why"):
+                file.write_text(f"# good\nall p/t: SKIP :: why\n{bad}\n")
+                with mock.patch.object(selftests, "ALIKE", file), \
+                        self.assertRaisesRegex(common.Failure, "list:3: needs ARCH LABEL/TEST"):
+                    selftests.alike()
+
     def test_a_difference_fails(self):
-        base = selftests.parse(self.TEXT)
-        same, rows = selftests.compare({"off": base, "on": base}, "x86_64")
-        self.assertEqual(([r.status for r in same], rows), (["passed"] * 8, []))
+        base = selftests.parse(self.TEXT.replace("## end cow 124", "## end cow 0"))
+        known = [("all", pattern, outcome, "why") for pattern, outcome in (
+            ("rmap/rmap.b*", "not ok"), ("*/*", "SKIP"), ("rmap/exit", "not ok (1)"))]
+        same, rows = self.compare(base, base, known=known)
+        self.assertEqual(([r.status for r in same], rows), (
+            ["passed", "fails on all", "skipped", "fails on all", "passed", "passed", "skipped",
+             "passed"], []))
         for old, new in (("ok 1 rmap.a", "not ok 1 rmap.a"),
                          ("ok 1 rmap.a", "ok 1 rmap.a # SKIP x"),
                          ("ok 1 rmap.a\n", ""), ("## end rmap 1", "## end rmap 0")):
-            other = selftests.parse(self.TEXT.replace(old, new, 1))
-            results, rows = selftests.compare({"off": base, "on": other}, "x86_64")
+            other = selftests.parse(self.TEXT.replace("## end cow 124", "## end cow 0")
+                                    .replace(old, new, 1))
+            results, rows = self.compare(base, other, known=known)
             self.assertEqual([r.status for r in results].count("failed"), 1, new)
             self.assertEqual(len(rows), 1)
         # A program that did not run at all.
-        results, _ = selftests.compare({"off": base, "on": {"cow": base["cow"]}}, "x86_64")
+        results, _ = self.compare(base, {"cow": base["cow"]}, known=known)
         self.assertEqual([r.status for r in results].count("failed"), 4)
 
     def test_expected_differences_can_be_read(self):
         for arch, _, _, was, now, reason in selftests.expected():
             self.assertIn(arch, ("x86_64", "arm64", "all"))
             self.assertNotEqual(was, now)
+            self.assertNotIn(was, ("TIMEOUT", "missing"))
             self.assertTrue(reason)
 
     def test_only_the_expected_difference_is_excused(self):
@@ -747,7 +833,7 @@ class Report(unittest.TestCase):
                   "stages": [["a", 3], ["b", 4]], "extra": {"T": "| x |"},
                   "results": [["one", "passed", ""], ["two", "failed", "<why>"]]}
         text = report.page([record])
-        self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 7 | TESTS=a,b | SEED=7 |", text)
+        self.assertIn("| check | x86_64 | w | 1 | 1 | 0 | 0 | 7 | TESTS=a,b | SEED=7 |", text)
         self.assertIn("* check x86_64: two: <why>", text)
         self.assertIn("&lt;why&gt;", report.to_html(text))
         html = report.to_html(text)
