@@ -82,6 +82,8 @@ LIMITS = {"uffd-unit-tests": 1800}
 GUEST_LIMIT = 7200
 # A test that differs is run so often again, on both kernels: it may be one that has two outcomes.
 AGAIN = 8
+# The shares of an outcome in these runs may be so far apart, or more than chance is at work.
+MOST_APART = 0.5
 # Not again: one of these takes so long that eight would take hours.
 LONG = tuple(LIMITS)
 
@@ -232,16 +234,20 @@ def alike():
     return rows
 
 
-def unsteady(again, base, other, name, now):
+def unsteady(again, base, other, name, was, now):
     """
-    What more runs, {variant: {test: [status]}}, say of a test that differs: None, unless it has
-    that outcome on the base, too. What it does how often on each of the two is for the reader.
+    What more runs, {variant: {test: [status]}}, say of a test that differs: None, unless each of
+    the two kernels has the other one's outcome, too, and not much more often or more seldom. What
+    is left is for the reader.
     """
-    if now not in again.get(base, {}).get(name, ()):
+    seen = {variant: again.get(variant, {}).get(name, ()) for variant in (base, other)}
+    if now not in seen[base] or was not in seen[other]:
         return None
-    return "unsteady: " + ", ".join(
-        f"{again[variant].get(name, []).count(now)} of {len(again[variant].get(name, []))} more "
-        f"on {variant}" for variant in (base, other))
+    shares = [outcomes.count(now) / len(outcomes) for outcomes in seen.values()]
+    if abs(shares[0] - shares[1]) > MOST_APART:
+        return None
+    return "unsteady: " + ", ".join(f"{outcomes.count(now)} of {len(outcomes)} more on {variant}"
+                                    for variant, outcomes in seen.items())
 
 
 class Comparison:
@@ -268,7 +274,7 @@ class Comparison:
         for pattern, before, after, reason in self.expected:
             if (before, after) == (was, now) and fnmatch.fnmatchcase(name, pattern):
                 return Result(where, "passed"), f"expected: {reason}"
-        why = unsteady(self.again, self.base, self.other, name, now)
+        why = unsteady(self.again, self.base, self.other, name, was, now)
         if why:
             return Result(where, "passed"), why
         return Result(where, "failed", f"{was} on {self.base}, {now} on {self.other}"), \

@@ -802,20 +802,30 @@ ok 3 # SKIP no room
                                                "x86_64")
                 self.assertEqual([r.status for r in results], [wanted], (variant, now))
 
-    def test_unsteady_only_if_the_base_has_that_outcome(self):
+    def test_unsteady_only_if_both_have_both_outcomes_about_as_often(self):
         runs = {"base": {"ksm": {"a": "ok"}}, "on": {"ksm": {"a": "not ok"}}}
         _, rows = selftests.compare(runs, "x86_64")
         self.assertEqual(selftests.differing(rows), (["ksm"], {"base", "on"}))
-        for seen, wanted in ((["ok", "not ok"], "passed"), (["ok", "ok"], "failed"),
-                             (["ok", "SKIP"], "failed"), ([], "failed")):
-            found = {f"ksm@{n}": {"a": status} for n, status in enumerate(seen)}
-            again = {"base": selftests.outcomes(found),
-                     "on": selftests.outcomes({"ksm@1": {"a": "not ok"}})}
+
+        def outcomes(*counts):
+            statuses = [status for status, count in zip(("ok", "not ok", "SKIP"), counts)
+                        for _ in range(count)]
+            return selftests.outcomes({f"ksm@{n}": {"a": status}
+                                       for n, status in enumerate(statuses)})
+
+        for base, other, wanted in (((7, 1), (6, 2), "passed"), ((7, 1), (3, 5), "passed"),
+                                    # Never as the other one, or always, or much more often.
+                                    ((8, 0), (6, 2), "failed"), ((7, 1), (0, 8), "failed"),
+                                    ((7, 1), (1, 7), "failed"), ((7, 0, 1), (6, 2), "failed"),
+                                    ((7, 1), (0, 4, 4), "failed"), ((), (7, 1), "failed"),
+                                    ((7, 1), (), "failed")):
+            again = {"base": outcomes(*base), "on": outcomes(*other)}
             results, rows = selftests.compare(runs, "x86_64", again)
-            self.assertEqual([r.status for r in results], [wanted], seen)
-        # More runs of what differs say nothing of the base, if it was not run again.
-        results, _ = selftests.compare(runs, "x86_64", {"on": again["on"]})
-        self.assertEqual([r.status for r in results], ["failed"])
+            self.assertEqual([r.status for r in results], [wanted], (base, other))
+        # More runs of what differs say nothing of a kernel that was not run again.
+        for variant in ("base", "on"):
+            results, _ = selftests.compare(runs, "x86_64", {variant: outcomes(7, 1)})
+            self.assertEqual([r.status for r in results], ["failed"])
 
     def test_counts_are_no_part_of_a_name(self):
         line = "ok 1 transact_test Extra pages {} (0.4%), extra thread faults {}.\n"
