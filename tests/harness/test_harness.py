@@ -764,6 +764,18 @@ ok 3 # SKIP no room
                         self.assertRaisesRegex(common.Failure, "list:3: needs ARCH LABEL/TEST"):
                     selftests.alike()
 
+    def test_who_runs_a_test(self):
+        commands = {label: command for label, command, _ in selftests.LIST}
+        self.assertEqual(selftests.listed_line(("cow", "cow")), f"cow {selftests.LIMIT} ./cow\n")
+        self.assertEqual(selftests.listed_line(("uffd-unit-tests@2", "uffd-unit-tests")),
+                         f"uffd-unit-tests@2 {selftests.LIMITS['uffd-unit-tests']} "
+                         "./uffd-unit-tests\n")
+        for label in selftests.NOBODY:
+            # One word for the shell of su.
+            self.assertNotIn(" ", commands[label])
+            self.assertRegex(selftests.listed_line((f"{label}@1", commands[label])),
+                             rf" su .* nobody -c \./{label}\n$")
+
     def test_a_difference_fails(self):
         base = selftests.parse(self.TEXT.replace("## end cow 124", "## end cow 0"))
         known = [("all", pattern, outcome, "why") for pattern, outcome in (
