@@ -6,14 +6,15 @@
 # Hand these on, as given on the command line or in the environment.
 export KDIR KERNEL KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
 export TESTS SEED ROUNDS GENERATIONS SOAK STRIDE STEPS MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
-export STAGES BENCH LOOM_MAX_PREEMPTIONS MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
+export STAGES BENCH LOOM_MAX_PREEMPTIONS HERD7 MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
 AVL := @env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL python3 -B "$(CURDIR)/scripts/avl.py"
 
 TARGETS := kernel kernel-built modules modules_install run qemu check check-debug \
-	check-unpatched check-selftests check-kcsan stressors coverage check-full smoke samples facts \
+	check-unpatched check-selftests check-kcsan stressors coverage litmus check-full smoke \
+	samples facts \
 	patches-apply patches-check mutants bench report rustfmt \
 	rustfmtcheck clippy checkpatch lint \
 	rust-analyzer rustdoc clean distclean
@@ -62,6 +63,7 @@ help:
 	@echo '  patches-check   - each patch on top of the ones before: builds, passes the tests of its stage'
 	@echo '  mutants         - faults put into module and series on purpose: each must be caught'
 	@echo '  coverage        - which edges of the module the guest tests run, line by line'
+	@echo '  litmus          - orders that the kernel'"'"'s memory model judges; needs herd7'
 	@echo '  report          - one page (Markdown, HTML) of what the last runs have found'
 	@echo '  check-full      - lint, check on both architectures, the rest on x86_64; goes on'
 	@echo '                    where it was stopped'
@@ -88,6 +90,7 @@ help:
 	@echo '  SEED            of stress and host tests; of bench and stressors  random; 1'
 	@echo '  PROPTEST_CASES  sequences of operations in the host model         1500'
 	@echo '  LOOM_MAX_PREEMPTIONS   of the protocol on the host                by scenario'
+	@echo '  HERD7           herd7 and its options, for the litmus tests       of PATH'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'
 	@echo '  STRIDE          pages move: each STRIDE-th allocation of a round fails    8; check-full 1'
 	@echo '  SOAK            minutes of the stress test                        none; check-full 30'

@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 
-from . import common, guest, ktap, report, selftests, source, vmatests
+from . import common, guest, ktap, litmus, report, selftests, source, vmatests
 from .common import TOP, Failure, Stage, say
 from .kernel import Kernel, Module
 from .ktap import Result
@@ -514,6 +514,7 @@ SOAK = 30
 # The stages of check-full: a name, and the make command line.
 FULL = (
     ("lint", ["lint"]),
+    ("litmus", ["litmus"]),
     ("check-x86_64", ["check", "ARCH=x86_64"]),
     ("check-arm64", ["check", "ARCH=arm64"]),
     ("debug-x86_64", ["check", "VARIANT=debug", "STRIDE=1", "TIMEOUT=7200", "ARCH=x86_64"]),
@@ -539,6 +540,13 @@ def check_selftests(toolchain, arch):
                                                        ("lazy on", patched, "selftests-on")),
                                      common.setting("SELFTESTS"))
     return finish("check-selftests", results, arch, {"mm selftests that differ": table})
+
+
+def check_litmus(_, arch):
+    """make litmus: the kernel's memory model is the same for both architectures."""
+    with Stage("litmus tests"):
+        results = litmus.run()
+    return finish("litmus", results, arch)
 
 
 def unpatched(toolchain, arch):
@@ -598,14 +606,19 @@ def check_full():
                       f"{', '.join(name for name, _ in FULL)}")
     done_dir = TOP / "build" / "full"
     done_dir.mkdir(parents=True, exist_ok=True)
-    failed = []
-    rows = []
+    failed, left_out, rows = [], [], []
     keys = {}
     for name, target in FULL:
         if stages and name not in stages:
             continue
         if name.startswith("soak"):
             target = [*target, f"SOAK={common.number('SOAK', SOAK)}"]
+        why = litmus.missing() if name == "litmus" else None
+        if why:
+            say(f"{name}: not run: {why}")
+            rows.append((name, f"NOT RUN: {why}"))
+            left_out.append(name)
+            continue
         env = stage_environment(name)
         key = stage_key(name, target, env, keys)
         stamp = done_dir / name
@@ -634,5 +647,6 @@ def check_full():
             stamp.write_text(f"{key}\n{verdict}\n")
     for name, verdict in rows:
         print(f"  {name:<24} {verdict}")
-    print(f"{len(rows) - len(failed)} passed, {len(failed)} failed, 0 skipped")
+    print(f"{len(rows) - len(failed) - len(left_out)} passed, {len(failed)} failed, "
+          f"{len(left_out)} skipped")
     return len(failed)

@@ -119,6 +119,7 @@ COMMANDS = {
     "coverage": (coverage.coverage, True),
     "stressors": (stressors.stressors, True),
     "check-kcsan": (races.races, True),
+    "litmus": (check.check_litmus, False),
     "check-full": (lambda *_: check.check_full(), False),
     "bench": (bench.bench, True),
     "smoke": (check.smoke, True),

@@ -27,7 +27,7 @@ SELECTING = ("TESTS", "MUTANTS", "SELFTESTS", "STRESSORS", "STEPS")
 EFFORT = ("ROUNDS", "STRIDE", "GENERATIONS", "PROPTEST_CASES", "LOOM_MAX_PREEMPTIONS")
 # and these what is run, on what, with what, from where on, and for how long.
 OTHERS = ("VARIANT", "SEED", "SOAK", "TIMEOUT", "KERNEL", "KSRC", "KERNEL_TARBALL", "LLVM",
-          "TOOLCHAIN", "ACCEL", "AVL_CACHE")
+          "TOOLCHAIN", "ACCEL", "AVL_CACHE", "HERD7")
 
 
 class Failure(Exception):

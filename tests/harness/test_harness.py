@@ -17,8 +17,8 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "scripts"))
 
 from avl import (bench, check, cli, common, coverage, facts, guest, kernel, ktap,  # noqa: E402
-                 memory, mutants, races, report, selftests, source, stressors, toolchain, userland,
-                 vmatests, workload)
+                 litmus, memory, mutants, races, report, selftests, source, stressors, toolchain,
+                 userland, vmatests, workload)
 
 GOOD = """KTAP version 1
 1..2
@@ -582,7 +582,7 @@ class Selection(unittest.TestCase):
         self.assertEqual(set(common.SELECTING + common.EFFORT) - set(unset), set())
         # Of the others these change nothing of what is tested.
         self.assertEqual(set(common.OTHERS) - set(unset), {"LLVM", "TOOLCHAIN", "ACCEL",
-                                                           "AVL_CACHE"})
+                                                           "AVL_CACHE", "HERD7"})
 
     def test_what_shows_a_mutant(self):
         def run(timed_out=False):
@@ -882,6 +882,38 @@ class Report(unittest.TestCase):
         self.assertIn("walk_skip", report.events())
 
 
+class Litmus(unittest.TestCase):
+    """What herd7 has said, and who says that there is none."""
+
+    def test_parse(self):
+        text = ("TAP version 13\n1..3\nok 1 a: Never\n# Test b\n# Observation b Sometimes 1 2\n"
+                "not ok 2 b: not Never\n1 passed, 1 failed\n")
+        a, b, c = litmus.parse(text, ["a", "b", "c"])
+        self.assertEqual((a.name, a.status, a.evidence), ("litmus/a", "passed", ()))
+        self.assertEqual((b.status, b.reason), ("failed", "not Never"))
+        self.assertIn("# Observation b Sometimes 1 2", b.evidence)
+        self.assertEqual((c.name, c.status), ("litmus/c", "failed"))
+
+    def test_without_herd7(self):
+        with mock.patch.dict(os.environ, HERD7="/nonexistent/herd7 -show all"):
+            self.assertEqual(litmus.missing(), "HERD7=/nonexistent/herd7 is no program")
+            self.assertRaisesRegex(common.Failure, "is no program", litmus.run)
+        with mock.patch.dict(os.environ, HERD7="", PATH="/nonexistent"):
+            self.assertIn("herdtools7", litmus.missing())
+        with mock.patch.dict(os.environ, HERD7=f"{sys.executable} -B"):
+            self.assertIsNone(litmus.missing())
+
+    def test_check_full_goes_on_without(self):
+        with tempfile.TemporaryDirectory() as top, mock.patch.object(check, "TOP", Path(top)), \
+                mock.patch.dict(os.environ, HERD7="/nonexistent/herd7", STAGES="litmus"), \
+                mock.patch.object(subprocess, "run", side_effect=AssertionError), \
+                mock.patch("builtins.print") as printed:
+            self.assertEqual(check.check_full(), 0)
+        lines = [call.args[0] for call in printed.call_args_list]
+        self.assertEqual(lines[-1], "0 passed, 0 failed, 1 skipped")
+        self.assertRegex(lines[-2], "litmus +NOT RUN: HERD7=/nonexistent/herd7 is no program")
+
+
 class Races(unittest.TestCase):
     """Reports of the race detector."""
 
@@ -1015,6 +1047,9 @@ class Refusals(unittest.TestCase):
 
     def test_a_tour_of_some_tests(self):
         self.refused("make check VARIANT=debug TESTS=", "check-debug", "TESTS=rmap")
+
+    def test_litmus_without_herd7(self):
+        self.refused("HERD7=/nonexistent is no program", "litmus", "HERD7=/nonexistent")
 
     def test_a_step_that_is_no_patch(self):
         self.refused("the series has patches 1 to", "patches-check", "STEPS=0")
