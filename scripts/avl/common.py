@@ -96,6 +96,14 @@ def cache_dir():
     return path
 
 
+# {what: version} of what this run is made with, for its record.
+noted = {}
+
+
+def note(what, version):
+    noted[what] = (version or "unknown").strip()
+
+
 def jobs():
     return number("JOBS", os.cpu_count() or 1)
 

@@ -309,6 +309,10 @@ class Guests:
     def run(self, name, kernel, initrd, mode, options, timeout, machine=Machine()):
         """Boot one guest and wait for its end, at most so many seconds: see time_limit()."""
         accel = "tcg" if machine.counted or machine.emulated else self.accel(kernel, initrd)
+        if "QEMU" not in common.noted:
+            version = self.toolchain.output([QEMU[self.arch], "--version"]) or ""
+            common.note("QEMU", version.split("\n")[0])
+            common.note("accelerator", accel)
         return self._start(name, kernel, initrd, mode, accel, timeout, options, machine)
 
     def side_by_side(self, calls):

@@ -155,6 +155,7 @@ class Kernel:
         # A user's own tree is never current: make has to look at it.
         if self.locate() and self.is_built():
             say(f"{self}: up to date, {self.build_dir}")
+            self._note()
             return self
         common.CacheLock.take(exclusive=True)
         if self.patched or self.upto == 0:
@@ -177,7 +178,19 @@ class Kernel:
         stamp.write_text(self.key)
         common.CacheLock.take(exclusive=False)
         self.verify()
+        self._note()
         return self
+
+    def _note(self):
+        """For the record of the run: the version, and a key over the configuration."""
+        release = self.build_dir / "include/config/kernel.release"
+        version = release.read_text().strip() if release.exists() else "unknown"
+        common.note(f"kernel, {self.variant}", f"{version}, configuration "
+                    f"{common.digest(self.build_dir / '.config')}")
+        tools = self.toolchain.version().splitlines()
+        for tool, pattern in (("rustc", r"rustc \d"), ("clang", r".*clang version"),
+                              ("bindgen", r"bindgen \d")):
+            common.note(tool, next((line for line in tools if re.match(pattern, line)), None))
 
     def _claim_build_dir(self):
         """A directory that the user names with O= must be new, or one that this made."""
@@ -215,6 +228,13 @@ def check_kdir(kdir, arch, toolchain):
         raise Failure(f"KDIR={kdir} was built with '{built_with}', this toolchain is '{ours}': "
                       "set TOOLCHAIN=host or TOOLCHAIN=tree so that they agree")
     return tree
+
+
+def module_info(data):
+    """What modinfo would say of a module, of these fields: they are strings in the file."""
+    found = dict(re.findall(rb"\0(version|srcversion|vermagic)=([^\0]*)(?=\0)", data))
+    return ", ".join(f"{name} {found[name.encode()].decode(errors='replace').strip()}"
+                     for name in ("version", "srcversion", "vermagic") if name.encode() in found)
 
 
 class Module:
@@ -276,6 +296,9 @@ class Module:
             # Not to be taken for good by a run that finds nothing to compile.
             source.discard(self.output)
             raise Failure(f"the module builds with warnings: {warnings[0]}; the whole log: {log}")
+        if self.top == TOP:
+            common.note(self.output.name, f"{module_info(self.file.read_bytes())}, "
+                        f"contents {common.digest(self.file)}")
         return self
 
 

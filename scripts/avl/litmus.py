@@ -46,7 +46,10 @@ def run():
     why = missing()
     if why:
         raise Failure(why)
-    tree, _ = source.pristine()
+    tree, tree_name = source.pristine()
+    words = common.setting("HERD7", "herd7").split()
+    common.note("herd7", common.output([words[0], "-version"]))
+    common.note("memory model of", tree_name)
     log = common.log_path("litmus")
     with open(log, "wb") as out:
         subprocess.run([DIRECTORY / "run", tree / "tools/memory-model"], check=False, stdout=out,

@@ -12,6 +12,10 @@ from .ktap import FAILS_ON_ALL
 
 RESULTS = TOP / "build" / "results"
 OUTPUT = TOP / "build" / "report"
+# What is excused, and where: in which file, and what its lines say before the reason.
+LISTS = (("expected-differences", "mm selftests that differ"),
+         ("expected-selftests", "mm selftests that say nothing of any kernel"),
+         ("expected-skips", "tests that may skip"), ("expected-races", "data races of Linux alone"))
 # What a guest says at its end: how often the module went each way.
 # Of the counters the ones that count what cannot be.
 NEVER = ("refused",)
@@ -49,6 +53,7 @@ def save(target, arch, results, stages, extra=None):
         # What may have made it less than its target; what else was asked for.
         "narrowed": common.given(*common.SELECTING, *common.EFFORT),
         "settings": common.given(*common.OTHERS),
+        "versions": dict(common.noted),
         "stages": [(name, round(seconds)) for name, seconds in stages],
         "results": [(r.name, r.status, r.reason) for r in results],
         "extra": extra or {},
@@ -107,11 +112,38 @@ def transitions():
     return lines
 
 
+def versions(records):
+    """What the runs were made with: each of it once, and by which of them."""
+    by = {}
+    for record in records:
+        for what, version in record.get("versions", {}).items():
+            by.setdefault((what, version), []).append(f"{record['target']} {record['arch']}")
+    return ["", "## What it was made with", "", "| what | version | runs |", "|---|---|---|"] + [
+        f"| {what} | {version} | {', '.join(runs)} |" for (what, version), runs in
+        sorted(by.items())]
+
+
+def excuses():
+    """The committed lists of what is excused, in full."""
+    lines = []
+    for name, title in LISTS:
+        lines += ["", f"## Excused: {title} (tests/{name})", "", "| what | why |", "|---|---|"]
+        for line in (TOP / "tests" / name).read_text().splitlines():
+            if not line.strip() or line.startswith("#"):
+                continue
+            # That of skips has no mark: ARCH TEST REASON.
+            what, mark, why = line.partition(" :: ")
+            if not mark:
+                what, why = " ".join(line.split(None, 2)[:2]), line.split(None, 2)[2]
+            lines.append(f"| {what} | {why} |")
+    return lines
+
+
 def page(records):
     """The Markdown text."""
     lines = ["# anon_vma_lazy: what was tried", ""]
-    versions = sorted({record["commit"] for record in records})
-    lines += [f"Commits tested: {', '.join(versions)}. Each row is the last run of that name: "
+    commits = sorted({record["commit"] for record in records})
+    lines += [f"Commits tested: {', '.join(commits)}. Each row is the last run of that name: "
               "full-NAME is a stage of check-full, TARGET-some was narrowed.", ""]
     lines += ["| target | arch | when | passed | failed | skipped | fails on all | seconds | "
               "narrowed to | other settings |", "|---|---|---|---|---|---|---|---|---|---|"]
@@ -135,7 +167,7 @@ def page(records):
     for record in records:
         for title, text in record["extra"].items():
             lines += ["", f"## {title}, {record['arch']}", "", text]
-    lines += transitions()
+    lines += transitions() + versions(records) + excuses()
     lines += ["", "## Stages", "", "| target | arch | stage | seconds |", "|---|---|---|---|"]
     lines += [f"| {record['target']} | {record['arch']} | {name} | {seconds} |"
               for record in records for name, seconds in record["stages"]]

@@ -2,6 +2,7 @@
 """What the harness has to notice in a guest, and what it has to refuse from its user."""
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -860,6 +861,37 @@ class Report(unittest.TestCase):
         self.assertIn("&lt;why&gt;", report.to_html(text))
         html = report.to_html(text)
         self.assertEqual(html.count("<table>"), html.count("</table>"))
+
+    def test_what_it_was_made_with(self):
+        runs = [{"target": target, "arch": "x86_64", "versions": {"QEMU": "10.0", "rustc": rustc}}
+                for target, rustc in (("check", "1.85"), ("bench", "1.86"))]
+        text = "\n".join(report.versions([*runs, {"target": "old", "arch": "x86_64"}]))
+        self.assertIn("| QEMU | 10.0 | check x86_64, bench x86_64 |", text)
+        self.assertIn("| rustc | 1.86 | bench x86_64 |", text)
+        with mock.patch.dict(common.noted, clear=True), tempfile.TemporaryDirectory() as top, \
+                mock.patch.object(report, "RESULTS", Path(top)):
+            common.note("QEMU", "10.0\n")
+            common.note("clang", None)
+            report.save("check", "x86_64", [], [])
+            (file,) = Path(top).iterdir()
+            self.assertEqual(json.loads(file.read_text())["versions"],
+                             {"QEMU": "10.0", "clang": "unknown"})
+
+    def test_module_info(self):
+        data = b"\x7fELF\0license=GPL\0srcversion=AB12\0vermagic=7.3.4 SMP preempt \0version=1\0x"
+        self.assertEqual(kernel.module_info(data),
+                         "version 1, srcversion AB12, vermagic 7.3.4 SMP preempt")
+        self.assertEqual(kernel.module_info(b""), "")
+
+    def test_all_that_is_excused_is_shown(self):
+        text = report.excuses()
+        for file in (TOP / "tests").glob("expected-*"):
+            self.assertIn(file.name, [name for name, _ in report.LISTS])
+            for line in file.read_text().splitlines():
+                if line and not line.startswith("#"):
+                    words = line.replace(" :: ", " ").split()
+                    self.assertTrue(any(row.replace("|", " ").split() == words for row in text),
+                                    line)
 
     def test_what_never_happened_stands_out(self):
         with tempfile.TemporaryDirectory() as top:
