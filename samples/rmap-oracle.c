@@ -18,17 +18,17 @@
 
 int main(void)
 {
-	unsigned long folios, mappings, large, ksm, ksm_differ, vmas, retried;
-	unsigned long migration, mismatch;
+	unsigned long folios, mappings, large, ksm, ksm_differ, ksm_missed, vmas;
+	unsigned long retried, migration, mismatch;
 	FILE *file = fopen(ORACLE, "r");
 
 	if (!file)
 		err(2, "%s: needs CONFIG_ANON_RMAP_ORACLE (samples/README.rst), root, debugfs",
 		    ORACLE);
 	if (fscanf(file,
-		   "folios %lu mappings %lu large %lu ksm %lu ksm_differ %lu vmas %lu retried %lu migration %lu mismatch %lu",
-		   &folios, &mappings, &large, &ksm, &ksm_differ, &vmas, &retried,
-		   &migration, &mismatch) != 9)
+		   "folios %lu mappings %lu large %lu ksm %lu ksm_differ %lu ksm_missed %lu vmas %lu retried %lu migration %lu mismatch %lu",
+		   &folios, &mappings, &large, &ksm, &ksm_differ, &ksm_missed, &vmas,
+		   &retried, &migration, &mismatch) != 10)
 		errx(2, "%s: an answer that this program does not know", ORACLE);
 	fclose(file);
 
@@ -40,8 +40,8 @@ int main(void)
 		printf("%lu looks had to be repeated, since processes ran meanwhile.\n",
 		       retried);
 	if (ksm_differ)
-		printf("%lu KSM folios are not found once each, as on any kernel.\n",
-		       ksm_differ);
+		printf("%lu KSM folios are not found once each, as on any kernel; of %lu, a mapping is not found.\n",
+		       ksm_differ, ksm_missed);
 	if (mismatch) {
 		printf("MISMATCH: walk, page tables and mapcount differ for %lu folios: dmesg.\n",
 		       mismatch);
