@@ -603,6 +603,55 @@ TEST_F(rmap, madvise_in_a_family)
 	EXPECT_SOUND();
 }
 
+/* The stack that exec has made. */
+static bool stack_is_at(char **low, char **high)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[256];
+	bool found = false;
+
+	while (maps && fgets(line, sizeof(line), maps))
+		if (strstr(line, "[stack]"))
+			found = sscanf(line, "%p-%p", (void **)low, (void **)high) == 2;
+	if (maps)
+		fclose(maps);
+	return found;
+}
+
+/* It grows by half a megabyte, more than exec gives it; its pages move, and a child has them. */
+static __attribute__((noinline)) void grow_the_stack(struct __test_metadata *_metadata,
+						     struct family *f, char *low)
+{
+	const size_t page = sysconf(_SC_PAGESIZE), nr = MIB / 2 / page;
+	char deep[MIB / 2 + (64 << 10)], *area, *grown, *high;
+
+	/* From above, as a stack is used. */
+	for (long i = sizeof(deep) - 1; i >= 0; i -= 256)
+		*(volatile char *)&deep[i] = 3;
+	area = (char *)(((uintptr_t)deep + page - 1) & -page);
+	ASSERT_TRUE(stack_is_at(&grown, &high));
+	EXPECT_LT(grown, low);
+	fill(area, nr, 1, 6);
+	if (lazy_mode())
+		EXPECT_STREQ(inside_vma(0, area), "linked moved");
+	for (int node = 1; node >= 0; node--)
+		EXPECT_EQ(move_to_node(0, area, nr, node), nr);
+	KIN(f, filled(area, nr, 1, 6) && fill(area, nr, 2, 7) &&
+	    move_to_node(0, area, nr, 1) == (int)nr && filled(area, nr, 2, 7));
+	ASSERT_TRUE(family_await(f, 1));
+	EXPECT_EQ(move_to_node(0, area, nr, 0), nr);
+	EXPECT_TRUE(filled(area, nr, 1, 6));
+}
+
+TEST_F(rmap, grown_stack_of_exec_is_linked)
+{
+	char *low, *high;
+
+	ASSERT_TRUE(stack_is_at(&low, &high));
+	grow_the_stack(_metadata, &self->f, low);
+	EXPECT_SOUND();
+}
+
 TEST_F(rmap, private_file_stack_and_brk)
 {
 	int fd = open("/tmp/rmap-file", O_RDWR | O_CREAT | O_TRUNC, 0600);
@@ -909,17 +958,21 @@ TEST_F(rmap, swap_out_and_in_across_forks)
 
 /*
  * What was shared before it was swapped out is shared when all have swapped it in, whoever
- * is the first: the parent, whose root the child's VMA is below, or the child.
+ * is the first: the parent, whose root the child's VMA is below, or the child, or its child.
  */
 TEST_F(rmap, swapped_pages_stay_shared)
 {
 	const size_t nr = 4 * NR;
 	int mine = open("/proc/self/pagemap", O_RDONLY);
+	volatile pid_t *youngest = mmap(NULL, self->page, PROT_READ | PROT_WRITE,
+					MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	if (!have_swap())
 		SKIP(return, "no zram to swap to");
 	ASSERT_GE(mine, 0);
-	for (int child_first = 0; child_first < 2; child_first++) {
+	ASSERT_NE(youngest, MAP_FAILED);
+	/* How many generations are below the first one to swap in. */
+	for (int first = 0; first < 3; first++) {
 		char *area = map_at(NULL, nr * self->page), path[64], c;
 		int others, shared = 0, turn[2];
 		pid_t pid;
@@ -930,16 +983,18 @@ TEST_F(rmap, swapped_pages_stay_shared)
 		ASSERT_EQ(madvise(area, nr * self->page, MADV_PAGEOUT), 0);
 		ASSERT_GT(nr_swapped(area, nr), nr / 2);
 		/* fork copies the entries. */
-		pid = KIN(&self->f, (child_first || read(turn[0], &c, 1) == 1) &&
-			  filled(area, nr, 1, 1));
+		pid = KIN(&self->f,
+			  (first < 2 ||
+			   (*youngest = KIN(&self->f, filled(area, nr, 1, 1))) > 0) &&
+			  (first == 1 || read(turn[0], &c, 1) == 1) && filled(area, nr, 1, 1));
 		ASSERT_GT(pid, 0);
-		if (child_first)
+		if (first)
 			ASSERT_TRUE(family_await(&self->f, 1));
 		EXPECT_TRUE(filled(area, nr, 1, 1));
 		ASSERT_EQ(write(turn[1], "", 1), 1);
-		if (!child_first)
+		if (first != 1)
 			ASSERT_TRUE(family_await(&self->f, 1));
-		snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+		snprintf(path, sizeof(path), "/proc/%d/pagemap", first == 2 ? *youngest : pid);
 		others = open(path, O_RDONLY);
 		ASSERT_GE(others, 0);
 		for (size_t i = 0; i < nr; i++) {
@@ -951,8 +1006,7 @@ TEST_F(rmap, swapped_pages_stay_shared)
 			shared += a >> 63 && a << 9 == b << 9;
 		}
 		close(others);
-		TH_LOG("%s first: %d of %zu pages are shared", child_first ? "child" : "parent",
-		       shared, nr);
+		TH_LOG("generation %d first: %d of %zu pages are shared", first, shared, nr);
 		EXPECT_GT(shared, nr / 2);
 		EXPECT_SOUND();
 	}
@@ -1074,8 +1128,9 @@ TEST_F(rmap, huge_pages)
 	EXPECT_SOUND();
 	ASSERT_TRUE(split_all());
 	EXPECT_SOUND();
-	if (madvise(area + 4 * MIB, 2 * MIB, MADV_COLLAPSE))
-		TH_LOG("collapse: %s", strerror(errno));
+	/* One VMA again. */
+	ASSERT_EQ(mprotect(area + 3 * MIB, 2 * MIB, PROT_READ | PROT_WRITE), 0);
+	ASSERT_EQ(madvise(area + 4 * MIB, 2 * MIB, MADV_COLLAPSE), 0);
 	EXPECT_SOUND();
 }
 
@@ -1297,17 +1352,29 @@ TEST_F(rmap, ksm_across_forks)
 
 TEST_F(rmap, soft_and_hard_memory_failure)
 {
-	char *area = map_at(NULL, NR * self->page);
-	int status;
+	char *area = map_at(NULL, NR * self->page), path[64];
+	int status, kin;
 	pid_t pid;
 
 	ASSERT_NE(area, NULL);
 	fill(area, NR, 1, 1);
-	KIN(&self->f, filled(area, NR, 1, 1));
+	pid = KIN(&self->f, filled(area, NR, 1, 1));
+	ASSERT_GT(pid, 0);
 	ASSERT_TRUE(family_await(&self->f, 1));
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	kin = open(path, O_RDONLY | O_CLOEXEC);
 	ASSERT_EQ(madvise(area, 2 * self->page, MADV_SOFT_OFFLINE), 0);
 	EXPECT_SOUND();
 	EXPECT_TRUE(filled(area, NR, 1, 1));
+	/* What the child has, too, is seen through its memory. */
+	ASSERT_GE(kin, 0);
+	for (int i = 0; i < 2; i++) {
+		char byte = 0;
+
+		ASSERT_EQ(pread(kin, &byte, 1, (uintptr_t)area + i * self->page), 1);
+		EXPECT_EQ(byte, area[i * self->page]);
+	}
+	close(kin);
 	/* One who shares it with others injects it, and dies of it when it looks. */
 	pid = fork();
 	ASSERT_GE(pid, 0);
@@ -1420,39 +1487,114 @@ TEST_F(rmap, all_locks_of_an_mm)
 	EXPECT_SOUND();
 }
 
-/*
- * Again, by a process whose VMAs are all Lazy: a moved one leads to the lock of the root as well,
- * and the stack is such a one. So the child goes on without it, on the stack of a thread.
- */
+/* Of a child that goes on without the stack that exec has made. */
+struct stackless {
+	bool (*body)(void *arg);
+	void *arg;
+	pid_t pid;
+};
+
 static void *without_a_stack(void *arg)
 {
-	bool *ok = arg;
-	char *low = NULL, *high = NULL, line[256];
-	FILE *maps = fopen("/proc/self/maps", "re");
-	int status;
+	/* Here, and not where it comes from, which the child unmaps. */
+	const struct stackless s = *(struct stackless *)arg;
+	char *low, *high;
 	pid_t pid;
 
-	while (maps && fgets(line, sizeof(line), maps))
-		if (strstr(line, "[stack]"))
-			sscanf(line, "%p-%p", (void **)&low, (void **)&high);
-	if (maps)
-		fclose(maps);
-	pid = low ? fork() : -1;
+	pid = stack_is_at(&low, &high) ? fork() : -1;
 	if (!pid)
-		_exit(munmap(low, high - low) || avl_write(LOCK_ALL, "1", 1));
-	*ok = pid > 0 && waitpid(pid, &status, 0) == pid && !status;
+		_exit(munmap(low, high - low) || !s.body(s.arg));
+	((struct stackless *)arg)->pid = pid;
 	return NULL;
 }
 
+/*
+ * A child that does @body without the stack that exec has made, and moved, so that it is Linked:
+ * a thread forks the child, which stays on the stack of that. -1 on failure.
+ */
+static pid_t fork_without_a_stack(bool (*body)(void *arg), void *arg)
+{
+	struct stackless s = { body, arg, -1 };
+	pthread_t thread;
+
+	if (!pthread_create(&thread, NULL, without_a_stack, &s))
+		pthread_join(thread, NULL);
+	return s.pid;
+}
+
+static bool lock_all(void *milliseconds)
+{
+	return !avl_write(LOCK_ALL, milliseconds, strlen(milliseconds));
+}
+
+/* Again, by a process whose VMAs are all Lazy: a moved one leads to the lock of the root as well. */
 TEST_F(rmap, all_locks_of_a_process_with_lazy_vmas_only)
 {
-	pthread_t thread;
-	bool ok = false;
+	pid_t pid = fork_without_a_stack(lock_all, "1");
+	int status;
 
-	ASSERT_EQ(pthread_create(&thread, NULL, without_a_stack, &ok), 0);
-	pthread_join(thread, NULL);
-	EXPECT_TRUE(ok);
+	ASSERT_GT(pid, 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
 	EXPECT_SOUND();
+}
+
+static void *reclaim_a_little(void *arg)
+{
+	reclaim_memory("256K");
+	return arg;
+}
+
+/*
+ * Reclaim asks all who map a page whether they have used it, and does not wait for the lock of one
+ * of them, but goes on to the next.
+ */
+TEST_F(rmap, reclaim_passes_by_who_is_busy)
+{
+	const size_t nr = 4 * NR;
+	const bool lazy = lazy_mode();
+	char *area = map_at(NULL, nr * self->page);
+	long skipped = 0, descended = 0, skips = 0, descents = 0;
+	pthread_t thread;
+	pid_t busy;
+	int status;
+
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	ASSERT_NE(area, NULL);
+	fill(area, nr, 1, 1);
+	/* The second of three children, with no other VMA than Lazy ones. */
+	KIN(&self->f, filled(area, nr, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	if (lazy) {
+		skipped = avl_counter("walk_skip");
+		descended = avl_counter("walk_descend");
+	}
+	busy = fork_without_a_stack(lock_all, "3000");
+	ASSERT_GT(busy, 0);
+	KIN(&self->f, filled(area, nr, 1, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	ASSERT_TRUE(filled(area, nr, 1, 1));
+
+	ASSERT_EQ(pthread_create(&thread, NULL, reclaim_a_little, NULL), 0);
+	/* Until it unmaps a page, for which it waits. */
+	while (lazy && skips < (long)nr / 2 && waitpid(busy, &status, WNOHANG) == 0) {
+		usleep(10000);
+		skips = avl_counter("walk_skip") - skipped;
+		descents = avl_counter("walk_descend") - descended;
+	}
+	if (lazy) {
+		TH_LOG("%ld descents, %ld skipped", descents, skips);
+		EXPECT_GE(skips, NR / 2);
+		/* Of three each. The last walk may be under way. */
+		EXPECT_GE(descents, 3 * (skips - 1));
+	}
+	pthread_join(thread, NULL);
+	if (!lazy || skips >= (long)nr / 2)
+		ASSERT_EQ(waitpid(busy, &status, 0), busy);
+	EXPECT_EQ(status, 0);
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(area, nr, 1, 1));
 }
 
 struct shaker {
@@ -1471,6 +1613,170 @@ static void *shake(void *arg)
 			s->moves++;
 	}
 	return NULL;
+}
+
+/* What the threads below have in common; each slot is between pages that nobody may use. */
+#define SLOT_PAGES 16
+#define FAULTERS 2
+struct crowd {
+	char *slots;
+	volatile int stop;
+	int self;			/* the next thread's number */
+	unsigned long faulted[FAULTERS], changed;
+	volatile bool failed;
+};
+
+static char *slot(struct crowd *c, int i)
+{
+	return c->slots + (2 * i * SLOT_PAGES + 1) * sysconf(_SC_PAGESIZE);
+}
+
+/* Map, fault first, ask and unmap, in one's own slot. */
+static void *fault_on(void *arg)
+{
+	struct crowd *c = arg;
+	const int self = __atomic_fetch_add(&c->self, 1, __ATOMIC_RELAXED);
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	for (unsigned char seed = self; !c->stop && !c->failed; seed++) {
+		char *at = map_at(slot(c, self), SLOT_PAGES * page);
+
+		if (at != slot(c, self) || !fill(at, SLOT_PAGES, 1 + seed % 3, seed) ||
+		    !filled(at, SLOT_PAGES, 1 + seed % 3, seed) ||
+		    munmap(at, SLOT_PAGES * page))
+			c->failed = true;
+		c->faulted[self]++;
+	}
+	return NULL;
+}
+
+/* Split, merge, move away and home, in another one. */
+static void *change(void *arg)
+{
+	struct crowd *c = arg;
+	const size_t page = sysconf(_SC_PAGESIZE), size = SLOT_PAGES * page;
+	char *home = slot(c, FAULTERS), *away = slot(c, FAULTERS + 1);
+
+	if (map_at(home, size) != home)
+		c->failed = true;
+	for (unsigned char seed = 1; !c->stop && !c->failed; seed++) {
+		bool good = fill(home, SLOT_PAGES, 1, seed) &&
+			!mprotect(home + 4 * page, 4 * page, PROT_READ) &&
+			filled(home, SLOT_PAGES, 1, seed) &&
+			!mprotect(home + 4 * page, 4 * page, PROT_READ | PROT_WRITE) &&
+			mremap(home, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, away) == away &&
+			filled(away, SLOT_PAGES, 1, seed) &&
+			mremap(away, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, home) == home &&
+			!madvise(home, 2 * page, MADV_DONTNEED) && !home[0];
+
+		if (!good)
+			c->failed = true;
+		c->changed++;
+	}
+	return NULL;
+}
+
+/*
+ * Threads fault first and unmap, split, merge and move, and migrate pages, while another one of
+ * their process forks: each child has what nobody changes, as it was, and may write to it.
+ */
+TEST_F_TIMEOUT(rmap, threads_fault_while_their_mm_changes, 300)
+{
+	struct crowd c = { 0 };
+	const size_t nr = 64;
+	char *still = map_at(NULL, nr * self->page);
+	struct shaker s = { still, nr };
+	pthread_t threads[FAULTERS + 2];
+	const time_t began = time(NULL);
+	int forks = 0;
+
+	ASSERT_NE(still, NULL);
+	c.slots = mmap(NULL, 2 * (FAULTERS + 2) * SLOT_PAGES * self->page, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(c.slots, MAP_FAILED);
+	fill(still, nr, 1, 1);
+	for (int i = 0; i < FAULTERS; i++)
+		ASSERT_EQ(pthread_create(&threads[i], NULL, fault_on, &c), 0);
+	ASSERT_EQ(pthread_create(&threads[FAULTERS], NULL, change, &c), 0);
+	ASSERT_EQ(pthread_create(&threads[FAULTERS + 1], NULL, shake, &s), 0);
+	/* Until each has done some of it, on a slow machine, too. */
+	while (!c.failed && time(NULL) - began < 200 &&
+	       (forks < 40 || time(NULL) - began < 4 || c.faulted[0] < 40 || c.faulted[1] < 40 ||
+		c.changed < 40 || s.moves < 4)) {
+		int status;
+		const pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			_exit(!filled(still, nr, 1, 1) || !fill(still, nr, 2, forks) ||
+			      !filled(still, nr, 2, forks));
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+		forks++;
+	}
+	c.stop = s.stop = 1;
+	for (int i = 0; i < FAULTERS + 2; i++)
+		pthread_join(threads[i], NULL);
+	TH_LOG("%d forks, %lu and %lu rounds of faults, %lu of changes, %ld of migration", forks,
+	       c.faulted[0], c.faulted[1], c.changed, s.moves);
+	EXPECT_FALSE(c.failed);
+	EXPECT_GE(forks, 40);
+	EXPECT_GE(c.faulted[0], 40);
+	EXPECT_GE(c.faulted[1], 40);
+	EXPECT_GE(c.changed, 40);
+	EXPECT_GT(s.moves, 0);
+	EXPECT_TRUE(filled(still, nr, 1, 1));
+	if (self->lazy) {
+		EXPECT_STREQ(inside_vma(0, still), "lazy");
+		/* Where it has been moved to and back. */
+		EXPECT_STREQ(inside_vma(0, slot(&c, FAULTERS)), "linked");
+	}
+	EXPECT_SOUND();
+}
+
+/* Map, write to and unmap several VMAs at once, while another thread migrates their pages. */
+static bool unmap_many(void *arg)
+{
+	const size_t size = 8 * MIB, page = sysconf(_SC_PAGESIZE);
+	char *area = map_aligned(size, 2 * MIB);
+	struct shaker s = { area, size / page };
+	bool ok = area != NULL;
+	pthread_t thread;
+
+	if (!ok || pthread_create(&thread, NULL, shake, &s))
+		return false;
+	for (int i = 0; i < 30 && ok; i++) {
+		ok = map_at(area, size) == area;
+		madvise(area, size, i & 1 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+		for (size_t p = 0; ok && p < size / page; p++)
+			area[p * page] = i;
+		/* The first one is small: what matters is behind it. */
+		ok = ok && !mprotect(area, page, PROT_READ) &&
+		     !mprotect(area + 3 * MIB, 2 * MIB, PROT_READ);
+		usleep(1000 * (i % 7));
+		ok = ok && !munmap(area, size);
+	}
+	s.stop = 1;
+	pthread_join(thread, NULL);
+	*(volatile long *)arg = s.moves;
+	return ok && s.moves;
+}
+
+/* And with a root that has nothing but its VMA tree, and what is being unmapped. */
+TEST_F_TIMEOUT(rmap, munmap_of_many_against_migration, 300)
+{
+	volatile long *moves = mmap(NULL, self->page, PROT_READ | PROT_WRITE,
+				    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(moves, MAP_FAILED);
+	pid = fork_without_a_stack(unmap_many, (void *)moves);
+	ASSERT_GT(pid, 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	TH_LOG("%ld rounds of migration", *moves);
+	EXPECT_SOUND();
 }
 
 /* munmap of a large area against migration: the VMA leaves the tree long before its PTEs. */
