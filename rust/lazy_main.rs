@@ -109,6 +109,10 @@ module! {
             default: 0,
             description: "For tests, with CONFIG_KUNIT: rmap walks sleep so long between the pin on a root and its lock (default: 0)",
         },
+        test_visit_ms: u16 {
+            default: 0,
+            description: "For tests, with CONFIG_KUNIT: rmap walks sleep so long behind the visit of a root, with its lock held (default: 0)",
+        },
         test_break: u16 {
             default: 0,
             description: "For tests, with CONFIG_KUNIT: 1 makes rmap walks miss all children, 2 gives VMAs of a child the root of its parent, which cannot be (default: 0)",

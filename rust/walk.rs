@@ -287,6 +287,15 @@ impl Walk {
         self.0.start_only || unsafe { bindings::anon_rmap_done(&raw const self.0) } != 0
     }
 
+    /// The root to visit after `cur`, pinned.
+    #[inline]
+    fn successor(&self, start: Kept) -> Option<Kept> {
+        // For the test that has all who use `cur` go meanwhile: its lock may be all that is left.
+        #[cfg(CONFIG_KUNIT)]
+        crate::stall(crate::module_parameters::test_visit_ms.value());
+        family::successor(&Tree, start, self.cur())
+    }
+
     /// Leaves the root and goes on to the next one, which is then locked. False at the end.
     fn descend(&mut self) -> bool {
         // For the test that wants to see the oracle notice.
@@ -300,7 +309,7 @@ impl Walk {
         let skip = unsafe { self.0.rwc.as_ref() }.is_some_and(|rwc| rwc.try_lock);
 
         // `cur` is still locked, or pinned: it is not freed before a descendant is pinned.
-        while let Some(next) = family::successor(&Tree, start, self.cur()) {
+        while let Some(next) = self.successor(start) {
             let cur = self.cur();
             if self.0.owned {
                 // SAFETY: By the type invariant the walk holds it.

@@ -270,7 +270,7 @@ FIXTURE_TEARDOWN_PARENT(fresh)
 
 struct first {
 	char *area;
-	size_t page;
+	size_t apart;
 	int ready, go;
 };
 
@@ -279,7 +279,7 @@ static void *be_first(void *arg)
 {
 	struct first *first = arg;
 	char *mine = first->area +
-		     2 * __atomic_fetch_add(&first->ready, 1, __ATOMIC_ACQ_REL) * first->page;
+		     first->apart * __atomic_fetch_add(&first->ready, 1, __ATOMIC_ACQ_REL);
 
 	while (!__atomic_load_n(&first->go, __ATOMIC_ACQUIRE))
 		;
@@ -288,15 +288,15 @@ static void *be_first(void *arg)
 }
 
 /*
- * Threads of a process that has no root fault first, each in a VMA of its own. How many roots
- * were one too many; -1: something is wrong.
+ * Threads of a process that has no root fault first, in VMAs that lie so far apart, or in one.
+ * How many roots were one too many; -1: something is wrong.
  */
-static int race_for_a_root(size_t page)
+static int race_for_a_root(size_t apart)
 {
-	struct first first = { .area = avl_map_separate(RACERS), .page = page };
+	struct first first = { .area = avl_map_separate(RACERS), .apart = apart };
 	const int mode = open(AVL_SYSCTL, O_WRONLY | O_CLOEXEC);
 	pthread_t threads[RACERS];
-	long long made, lost;
+	long long made, lost, lazy;
 	unsigned int root;
 
 	if (!first.area || mode < 0 || inside_root(0))
@@ -308,6 +308,7 @@ static int race_for_a_root(size_t page)
 		usleep(100);
 	made = avl_counter("root_new");
 	lost = avl_counter("root_detach");
+	lazy = avl_counter("vma_lazy");
 	if (write(mode, "1", 1) != 1)
 		return -1;
 	__atomic_store_n(&first.go, 1, __ATOMIC_RELEASE);
@@ -317,12 +318,18 @@ static int race_for_a_root(size_t page)
 		return -1;
 	made = avl_counter("root_new") - made;
 	lost = avl_counter("root_detach") - lost;
+	lazy = avl_counter("vma_lazy") - lazy;
 	root = inside_root(0);
 	for (int i = 0; i < RACERS; i++)
-		if (strcmp(inside_vma(0, first.area + 2 * i * page), "lazy")) {
-			printf("# %s\n", inside_vma(0, first.area + 2 * i * page));
+		if (strcmp(inside_vma(0, first.area + i * apart), "lazy")) {
+			printf("# %s\n", inside_vma(0, first.area + i * apart));
 			return -1;
 		}
+	/* One that others came to first is not prepared once more. */
+	if (lazy != (apart ? RACERS : 1)) {
+		printf("# %lld VMAs became Lazy\n", lazy);
+		return -1;
+	}
 	/* The guest is quiet, but for what the racers make. */
 	if (!root || made != lost + 1) {
 		printf("# root %08x: %lld made, %lld lost\n", root, made, lost);
@@ -331,9 +338,8 @@ static int race_for_a_root(size_t page)
 	return lost;
 }
 
-TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
+static void race_until_one_is_lost(struct __test_metadata *_metadata, size_t apart)
 {
-	const size_t page = sysconf(_SC_PAGESIZE);
 	int status, lost = 0, rounds;
 
 	for (rounds = 0; rounds < 300 && !lost; rounds++) {
@@ -341,7 +347,7 @@ TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
 
 		ASSERT_GE(pid, 0);
 		if (!pid)
-			exit(race_for_a_root(page));
+			exit(race_for_a_root(apart));
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
 		ASSERT_TRUE(WIFEXITED(status));
 		ASSERT_LT(WEXITSTATUS(status), RACERS);
@@ -349,6 +355,17 @@ TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
 	}
 	TH_LOG("%d threads, roots that lost the race: %d, in round %d", RACERS, lost, rounds);
 	EXPECT_GT(lost, 0);
+}
+
+TEST_F_TIMEOUT(fresh, threads_race_for_a_root, 240)
+{
+	race_until_one_is_lost(_metadata, 2 * sysconf(_SC_PAGESIZE));
+}
+
+/* And for the VMA: all have seen that it has no anon_vma. */
+TEST_F_TIMEOUT(fresh, threads_race_for_a_root_and_a_vma, 240)
+{
+	race_until_one_is_lost(_metadata, 0);
 }
 
 /* The number behind a name in a file of names and numbers, or -1. */

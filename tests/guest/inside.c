@@ -267,6 +267,11 @@ TEST_F(inside, counters_follow)
 	ASSERT_EQ(munmap(area, page), 0);
 	EXPECT_EQ(avl_counter("vma_unlinked_detaching"), unlinked + 1);
 	EXPECT_EQ(avl_counter("vmas_detaching"), 0);
+	/* Several at once, and a hole: each of them. */
+	ASSERT_EQ(mprotect(area + 3 * page, 2 * page, PROT_READ), 0);
+	ASSERT_EQ(munmap(area, NR * page), 0);
+	EXPECT_EQ(avl_counter("vma_unlinked_detaching"), unlinked + 4);
+	EXPECT_EQ(avl_counter("vmas_detaching"), 0);
 	EXPECT_EQ(family_release(&f), 0);
 	for (int i = 0; i < 500 && avl_counter("roots") != 1; i++)
 		usleep(10000);

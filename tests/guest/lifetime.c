@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdint.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -230,6 +232,121 @@ TEST(a_walk_may_drop_the_last_reference_to_a_root)
 	}
 	ASSERT_EQ(ended, parent);
 	EXPECT_EQ(status, 0);
+	EXPECT_EQ(avl_unload_soon(), 0);
+}
+
+/* Pages of a process that has gone, which two children keep. */
+struct legacy {
+	uint64_t frame;
+	pid_t heirs[2];
+};
+
+/* Becomes lazy, has two children that keep what it wrote, says where that is, and goes. */
+static void leave_pages_to_children(int out)
+{
+	const size_t page = sysconf(_SC_PAGESIZE), size = 64 * page;
+	char *area = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	struct legacy legacy = { 0 };
+
+	if (area == MAP_FAILED || pagemap < 0 || avl_write(AVL_SYSCTL, "1", 1))
+		_exit(1);
+	memset(area, 1, size);
+	if (avl_write(AVL_SYSCTL, "0", 1))
+		_exit(2);
+	for (int i = 0; i < 2; i++) {
+		legacy.heirs[i] = fork();
+		if (legacy.heirs[i] < 0)
+			_exit(3);
+		if (!legacy.heirs[i])
+			for (;;)
+				pause();
+	}
+	/* The first page, which is on a list of reclaim by now: those wait for a batch to fill. */
+	if (pread(pagemap, &legacy.frame, 8, (uintptr_t)area / page * 8) != 8 ||
+	    !(legacy.frame >> 63))
+		_exit(4);
+	legacy.frame &= (1ULL << 55) - 1;
+	_exit(write(out, &legacy, sizeof(legacy)) != sizeof(legacy));
+}
+
+/* Mark the frame as idle, which takes a walk to all who map it. */
+static void *walk_to_frame(void *arg)
+{
+	const uint64_t frame = *(uint64_t *)arg, bit = 1ULL << frame % 64;
+	int bitmap = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+	bool ok = bitmap >= 0 && pwrite(bitmap, &bit, 8, frame / 64 * 8) == 8;
+
+	close(bitmap);
+	return ok ? arg : NULL;
+}
+
+/*
+ * A walk is at the root of a process that has gone when the children go, too, which were all that
+ * kept it: the walk's lock keeps it on.
+ */
+TEST(a_walk_keeps_a_root_by_its_lock)
+{
+	const long began = milliseconds(), visit = 4000;
+	struct legacy legacy;
+	pthread_t thread;
+	long walked;
+	int out[2], status;
+	void *ok;
+	pid_t pid;
+
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	ASSERT_EQ(pipe(out), 0);
+	ASSERT_EQ(avl_load("enabled=0 test_visit_ms=4000"), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		leave_pages_to_children(out[1]);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
+	ASSERT_EQ(read(out[0], &legacy, sizeof(legacy)), sizeof(legacy));
+	EXPECT_EQ(avl_counter("roots"), 3);
+	EXPECT_EQ(avl_counter("walk"), 0);
+
+	ASSERT_EQ(pthread_create(&thread, NULL, walk_to_frame, &legacy.frame), 0);
+	while (avl_counter("walk") < 1 && milliseconds() - began < 60000)
+		usleep(1000);
+	walked = milliseconds();
+	ASSERT_EQ(avl_counter("walk"), 1);
+	for (int i = 0; i < 2; i++) {
+		kill(legacy.heirs[i], SIGKILL);
+		ASSERT_EQ(waitpid(legacy.heirs[i], &status, 0), legacy.heirs[i]);
+	}
+	while (avl_counter("root_detach") < 3 && milliseconds() - walked < visit)
+		usleep(1000);
+	/* Nobody refers to the root any more; what would free it waits. */
+	usleep(500000);
+	EXPECT_EQ(avl_counter("root_detach"), 3);
+	EXPECT_LT(avl_counter("root_free"), 3);
+	EXPECT_LT(milliseconds() - walked, visit) {
+		TH_LOG("so slow that the walk may have gone on");
+	}
+	ASSERT_EQ(pthread_join(thread, &ok), 0);
+	EXPECT_NE(ok, NULL);
+	EXPECT_EQ(avl_counter("walk_end"), 1);
+	/* Unloading takes that all three are freed. */
+	EXPECT_EQ(avl_unload_soon(), 0);
+}
+
+/* Roots are read by walks that look behind the back of who frees them. */
+TEST(memory_of_roots_stays_theirs)
+{
+	const char *cache = "/sys/kernel/slab/anon_vma_lazy_root/";
+	char path[128], text[64];
+
+	ASSERT_EQ(avl_load("enabled=0"), 0);
+	snprintf(path, sizeof(path), "%sdestroy_by_rcu", cache);
+	ASSERT_GT(avl_read(path, text, sizeof(text)), 0);
+	EXPECT_EQ(atoi(text), 1);
+	/* With a constructor, the lock in there is one at all times. */
+	snprintf(path, sizeof(path), "%sctor", cache);
+	ASSERT_GT(avl_read(path, text, sizeof(text)), 0);
+	EXPECT_GT(strlen(text), 1);
 	EXPECT_EQ(avl_unload_soon(), 0);
 }
 
