@@ -132,18 +132,27 @@ static void wrong(const char *why, int errnum)
 	_exit(WRONG);
 }
 
-/* What the operations work on: natural, moved away, and a file's. */
+/*
+ * What the operations work on: natural, moved away, a file's, and a copy of a device's memory,
+ * which has an ordinary anon_vma; where these can move to, and a stack that can grow.
+ */
 struct memory {
-	char *natural, *moved, *file, *room, *stack;
+	char *natural, *moved, *file, *device, *room, *stack;
 };
+
+#if defined(__x86_64__)
+#define DEVICE 0xf0000	/* the firmware */
+#else
+#define DEVICE 0	/* the flash memory of QEMU's board */
+#endif
 
 static bool set_up(struct memory *m)
 {
 	const size_t size = PAGES * page;
-	char *reserved = mmap(NULL, 8 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int fd = memfd_create("fail", 0);
+	char *reserved = mmap(NULL, 10 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = memfd_create("fail", 0), mem = open("/dev/mem", O_RDONLY | O_CLOEXEC);
 
-	if (reserved == MAP_FAILED || fd < 0 || ftruncate(fd, size))
+	if (reserved == MAP_FAILED || fd < 0 || ftruncate(fd, size) || mem < 0)
 		return false;
 	m->room = reserved + 6 * size;
 	m->natural = map_at(reserved, size);
@@ -156,8 +165,14 @@ static bool set_up(struct memory *m)
 		return false;
 	m->file = mmap(reserved + 2 * size, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
 		       fd, 0);
+	/* Behind the others: fork has copied these when it comes to it. */
+	m->device = mmap(reserved + 8 * size, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_FIXED, mem, DEVICE);
 	close(fd);
-	return m->file != MAP_FAILED && fill(m->file, PAGES, 1, 3);
+	close(mem);
+	return m->file != MAP_FAILED && fill(m->file, PAGES, 1, 3) &&
+	       m->device != MAP_FAILED && fill(m->device, PAGES, 1, 4) &&
+	       !strcmp(inside_vma(0, m->device), "regular");
 }
 
 /* What a worker has from its ancestors instead of setting it up. */
@@ -166,7 +181,7 @@ static const struct memory *handed_down;
 static bool intact(const struct memory *m)
 {
 	return filled(m->natural, PAGES, 1, 1) && filled(m->moved, PAGES, 1, 2) &&
-	       filled(m->file, PAGES, 1, 3);
+	       filled(m->file, PAGES, 1, 3) && filled(m->device, PAGES, 1, 4);
 }
 
 /* The operations: 0, or -errno. What they did is part of what is checked. */
@@ -200,12 +215,23 @@ static int fork_and_look(struct memory *m)
 		m->natural[0]++;
 		m->moved[0]++;
 		m->file[0]++;
+		m->device[0]++;
 		_exit(!ok);
 	}
 	disarm();
 	if (waitpid(pid, &status, 0) != pid || status)
 		_exit(WRONG);
 	return 0;
+}
+
+/* Below all others, so that fork fails before it has copied any. */
+#define LOWEST ((char *)(1UL << 16))
+
+static bool before_fork_lowest(struct memory *m)
+{
+	return map_at(m->room, page) && fill(m->room, 1, 1, 5) &&
+	       mremap(m->room, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, LOWEST) == LOWEST &&
+	       !strcmp(inside_vma(0, LOWEST), "linked moved");
 }
 
 static int fork_twice(struct memory *m)
@@ -260,13 +286,15 @@ static int move_and_keep(struct memory *m)
 static int split(struct memory *m)
 {
 	return mprotect(m->natural + page, page, PROT_READ) ||
-	       mprotect(m->moved + page, page, PROT_READ) ? -errno : 0;
+	       mprotect(m->moved + page, page, PROT_READ) ||
+	       mprotect(m->device + page, page, PROT_READ) ? -errno : 0;
 }
 
 static int merge(struct memory *m)
 {
 	return mprotect(m->natural + page, page, PROT_READ | PROT_WRITE) ||
-	       mprotect(m->moved + page, page, PROT_READ | PROT_WRITE) ? -errno : 0;
+	       mprotect(m->moved + page, page, PROT_READ | PROT_WRITE) ||
+	       mprotect(m->device + page, page, PROT_READ | PROT_WRITE) ? -errno : 0;
 }
 
 static bool before_merge(struct memory *m)
@@ -468,6 +496,11 @@ FIXTURE_VARIANT_ADD(fail, fork_and_look)
 	.op = { fork_and_look, NULL, true },
 };
 
+FIXTURE_VARIANT_ADD(fail, fork_lowest_linked)
+{
+	.op = { fork_and_look, before_fork_lowest, true },
+};
+
 FIXTURE_VARIANT_ADD(fail, fork_twice)
 {
 	.op = { fork_twice, NULL, true },
@@ -521,6 +554,12 @@ FIXTURE_VARIANT_ADD(fail, grow)
 FIXTURE_VARIANT_ADD(fail, exec)
 {
 	.op = { exec, NULL, true },
+};
+
+/* Whose mm has no root yet: it makes one. */
+FIXTURE_VARIANT_ADD(fail, first_fault_below)
+{
+	.op = { first_fault, before_first_fault, true, .below = true },
 };
 
 FIXTURE_VARIANT_ADD(fail, fork_below)
