@@ -170,6 +170,66 @@ static double fork_and_exit(int nr)
 #define PARTS 32
 #define FORKS 50
 
+/* Generations that live at once; false if there are not so many. */
+static bool chain(struct family *f, pid_t *pids, int nr)
+{
+	for (int i = 0; i < nr; i++) {
+		const pid_t pid = fork();
+
+		if (pid) {
+			/* Each but the test itself stays until it is killed. */
+			pids[i] = pid;
+			if (pid < 0 && write(f->ready[1], "x", 1) != 1)
+				_exit(1);
+			while (i)
+				pause();
+			return family_await(f, 1);
+		}
+	}
+	if (write(f->ready[1], "", 1) != 1)
+		_exit(1);
+	for (;;)
+		pause();
+}
+
+/*
+ * A chain of roots, each of which the next one alone keeps, goes with the last of them: in a loop,
+ * since no stack in the kernel has room for so many calls. Before, a walk visits them all.
+ */
+TEST_F_TIMEOUT(cost, a_long_chain_goes_at_once, 600)
+{
+	enum { LENGTH = 400 };
+	pid_t *pids = mmap(NULL, self->page, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *area = avl_map_separate(1);
+	bool alive;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_NE(pids, MAP_FAILED);
+	area[0] = 1;
+	alive = chain(&self->f, pids, LENGTH);
+	if (alive) {
+		EXPECT_EQ(await_objects(ROOTS, self->before[ROOTS] + LENGTH),
+			  self->before[ROOTS] + LENGTH);
+		EXPECT_EQ(move_to_node(0, area, 1, 1), 1);
+		EXPECT_EQ(move_to_node(0, area, 1, 0), 1);
+		EXPECT_SOUND();
+	}
+	/* From the oldest on, as the next one is the test's child then. */
+	for (int i = 0; i < LENGTH && pids[i] > 0; i++) {
+		if (alive && i == LENGTH - 1) {
+			/* All but this one have gone, and their roots have not. */
+			usleep(500000);
+			EXPECT_EQ(objects(caches[ROOTS]), self->before[ROOTS] + LENGTH);
+			EXPECT_SOUND();
+		}
+		kill(pids[i], SIGKILL);
+		ASSERT_EQ(waitpid(pids[i], NULL, 0), pids[i]);
+	}
+	ASSERT_TRUE(alive);
+	EXPECT_EQ(await_objects(ROOTS, self->before[ROOTS]), self->before[ROOTS]);
+}
+
 /*
  * Each generation forks the next and exits: what is left behind is bounded. The second half takes
  * no longer than the first; each is compared with what forks take meanwhile that are not of the
