@@ -10,7 +10,6 @@
 #include <linux/fs.h>
 #include <linux/kernel-page-flags.h>
 #include <linux/mman.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -24,6 +23,7 @@
 #include "kselftest_harness.h"
 #include "rmap.h"
 #include "inside.h"
+#include "uffd.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -305,25 +305,6 @@ FIXTURE_TEARDOWN(features)
 
 /* userfaultfd */
 
-static int uffd_open(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
-static bool uffd_register(int fd, const void *area, size_t size, uint64_t mode)
-{
-	struct uffdio_register reg = { .range = { (uintptr_t)area, size }, .mode = mode };
-
-	return !ioctl(fd, UFFDIO_REGISTER, &reg);
-}
-
 static bool uffd_protect(int fd, const void *area, size_t size, bool protect)
 {
 	struct uffdio_writeprotect wp = {
@@ -332,28 +313,6 @@ static bool uffd_protect(int fd, const void *area, size_t size, bool protect)
 	};
 
 	return !ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
-}
-
-/* How much was moved, or -errno if nothing was. */
-static long uffd_move(int fd, void *to, void *from, size_t size)
-{
-	struct uffdio_move move = {
-		.dst = (uintptr_t)to, .src = (uintptr_t)from, .len = size,
-	};
-	long moved = 0;
-
-	while (ioctl(fd, UFFDIO_MOVE, &move)) {
-		if (errno != EAGAIN)
-			return moved ? moved : -errno;
-		if (move.move > 0) {
-			moved += move.move;
-			move.dst += move.move;
-			move.src += move.move;
-			move.len -= move.move;
-		}
-		move.move = 0;
-	}
-	return moved + move.move;
 }
 
 /* A thread that answers the faults of this process, and of children. */
@@ -592,6 +551,68 @@ TEST_F(features, uffd_move_in_a_family)
 	close(fd);
 }
 
+/* Generations each of which is gone before the next one comes; in the last of them, @body. */
+#define LAST_OF(f, nr, body) ({							\
+	pid_t first_ = fork();							\
+										\
+	for (int i_ = 1; i_ < (nr) && !first_; i_++) {				\
+		const pid_t parent_ = getpid();					\
+		pid_t next_ = fork();						\
+										\
+		if (next_)							\
+			_exit(next_ < 0 && write((f)->ready[1], "x", 1) == 1);	\
+		while (getppid() == parent_)					\
+			usleep(1000);						\
+	}									\
+	if (!first_)								\
+		_exit(KIN(f, body) < 0 && write((f)->ready[1], "x", 1) == 1);	\
+	first_;									\
+})
+
+/*
+ * Between a VMA that is linked to the root of an ancestor that has gone and one of one's own root:
+ * the folio then names the other root.
+ */
+TEST_F(features, uffd_move_between_roots)
+{
+	size_t size = NR * self->page;
+	char *from = map_at(room(NR), size), *to = map_at(room(NR), size);
+	const bool lazy = lazy_mode();
+
+	ASSERT_TRUE(have_swap());
+	ASSERT_TRUE(enter_cgroup());
+	fill(from, NR, 1, 1);
+	LAST_OF(&self->f, 12, ({
+		int mine = uffd_open(UFFD_FEATURE_MOVE);
+		bool good = uffd_register(mine, to, size, UFFDIO_REGISTER_MODE_MISSING) &&
+			fill(from, NR, 1, 3) && uffd_move(mine, to, from, size) == (long)size &&
+			(!lazy || !strncmp(inside_vma(0, from), "linked root ", 12)) &&
+			(!lazy || !strcmp(inside_vma(0, to), "lazy")) && filled(to, NR, 1, 3) &&
+			move_to_node(0, to, NR, 1) == NR &&
+			KIN(&self->f, filled(to, NR, 1, 3) && fill(to, NR, 2, 4) &&
+			    await_step(1)) > 0 &&
+			move_to_node(0, to, NR, 0) == NR && report(&self->f) && await_step(1);
+
+		/* And back, a swapped half, too: now that it is its own again. */
+		good && fill(to, NR, 1, 5) && !madvise(to, size / 2, MADV_PAGEOUT) &&
+			nr_swapped(to, NR) > 0 &&
+			uffd_register(mine, from, size, UFFDIO_REGISTER_MODE_MISSING) &&
+			uffd_move(mine, from, to, size) == (long)size && filled(from, NR, 1, 5) &&
+			move_to_node(0, from, NR, 1) == NR &&
+			KIN(&self->f, filled(from, NR, 1, 5)) > 0 &&
+			move_to_node(0, from, NR, 0) == NR;
+	}));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_SOUND();
+	*step = 1;
+	/* The last one, and its two children. */
+	ASSERT_TRUE(family_await(&self->f, 3));
+	EXPECT_SOUND();
+	EXPECT_TRUE(filled(from, NR, 1, 1));
+	EXPECT_EQ(move_to_node(0, from, NR, 1), NR);
+	EXPECT_SOUND();
+}
+
 /* Swap entries are moved; of half of them the folio is in the swap cache. */
 TEST_F(features, uffd_move_of_swapped_pages)
 {
@@ -728,6 +749,54 @@ TEST_F(features, a_mapping_without_anonymous_pages)
 	EXPECT_TRUE(filled(away, NR, 1, 1));
 	EXPECT_EQ(*(volatile char *)area, 0x7f);
 	close(file);
+	close(fd);
+}
+
+/*
+ * A private mapping of memory that is no RAM: what the process writes to is copied to anonymous
+ * folios, the rest has no folio. Such a VMA stays Regular, also when fork copies it.
+ */
+TEST_F(features, a_private_mapping_of_a_device)
+{
+#if defined(__x86_64__)
+	const off_t device = 0xf0000;	/* the firmware */
+#else
+	const off_t device = 0;		/* the flash memory of QEMU's board */
+#endif
+	const size_t page = self->page;
+	const long special = lazy_mode() ? avl_counter("first_fault_special") : 0;
+	int fd = open("/dev/mem", O_RDONLY | O_CLOEXEC);
+	volatile char *device_page, *at;
+	char *area, first, second;
+
+	ASSERT_GE(fd, 0);
+	area = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, device);
+	ASSERT_NE(area, MAP_FAILED);
+	device_page = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, device + page);
+	ASSERT_NE(device_page, MAP_FAILED);
+	at = area + page;
+	first = at[0];
+	second = at[1];
+	if (lazy_mode())
+		EXPECT_STREQ(inside_vma(0, area), "unfaulted");
+	at[0] = first + 1;
+	/* The rest of the page came from the device, and the device did not change. */
+	EXPECT_EQ(at[1], second);
+	EXPECT_EQ(device_page[0], first);
+	if (lazy_mode()) {
+		EXPECT_STREQ(inside_vma(0, area), "regular");
+		EXPECT_GT(avl_counter("first_fault_special"), special);
+	}
+	KIN(&self->f, at[0] == (char)(first + 1) && (at[0] = first + 2, at[page] = 1, true) &&
+	    (!lazy_mode() || !strcmp(inside_vma(0, area), "regular")) &&
+	    !munmap(area, page) && at[0] == (char)(first + 2));
+	ASSERT_TRUE(family_await(&self->f, 1));
+	EXPECT_EQ(at[0], (char)(first + 1));
+	EXPECT_SOUND();
+	EXPECT_EQ(family_release(&self->f), 0);
+	ASSERT_EQ(munmap(area + 2 * page, page), 0);
+	EXPECT_EQ(at[0], (char)(first + 1));
+	EXPECT_SOUND();
 	close(fd);
 }
 
@@ -2047,6 +2116,82 @@ TEST_F(features, failure_of_a_shared_page)
 	ASSERT_EQ(munmap(area, size), 0);
 }
 
+/* Whoever looks there dies of it. */
+static bool is_deadly(volatile char *at)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		signal(SIGBUS, SIG_DFL);
+		_exit(*at);
+	}
+	return pid > 0 && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+	       WTERMSIG(status) == SIGBUS;
+}
+
+/* A member of the family below: what it has from page @from on, and which one has failed. */
+static bool met_huge_failure(struct family *f, int who, char *at, size_t from, size_t nr,
+			     size_t failed)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+
+	sigbus_self = who;
+	if (!report(f) || !await_step(1))
+		return false;
+	for (size_t i = 0; i < nr; i++)
+		if (from + i == failed ? pfn_of(at + i * page) || !is_deadly(at + i * page) :
+		    !filled(at + i * page, 1, 1, (from + i) * 7 + 1))
+			return false;
+	return true;
+}
+
+/*
+ * One page of a huge one that a family shares fails: the folio is split under the lock of its root,
+ * who maps that page has it no more, and the other pages stay. Who maps the folio as a whole
+ * is told; not who has moved half of it, from whom the split itself takes the page.
+ */
+TEST_F(features, failure_of_a_huge_page)
+{
+	const size_t size = 2 * MIB, nr = size / self->page, failed = nr / 2 + 44;
+	char *area = map_aligned(size, size), *away = room(nr / 2), pfn[32];
+	struct verdict v;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_TRUE(count_failures());
+	ASSERT_EQ(madvise(area, size, MADV_HUGEPAGE), 0);
+	fill(area, nr, 1, 1);
+	KIN(&self->f, KIN(&self->f,
+			  met_huge_failure(&self->f, 2, area, 0, nr, failed)) > 0 &&
+	    met_huge_failure(&self->f, 1, area, 0, nr, failed));
+	KIN(&self->f, move_to(area + size / 2, size / 2, away) == away &&
+	    met_huge_failure(&self->f, 3, away, nr / 2, nr / 2, failed));
+	/* Has its own copy of the one that fails, and nothing to be told. */
+	KIN(&self->f, (area[failed * self->page] = 1, true) &&
+	    met_huge_failure(&self->f, 4, area, 0, failed, failed));
+	ASSERT_TRUE(family_await(&self->f, 4));
+	ASSERT_EQ(oracle(&v), 0);
+	EXPECT_GT(v.large, 0);
+	EXPECT_SOUND();
+	snprintf(pfn, sizeof(pfn), "%#lx", pfn_of(area + failed * self->page));
+	ASSERT_TRUE(put("/sys/kernel/debug/hwpoison/corrupt-pfn", pfn));
+	*step = 1;
+	ASSERT_TRUE(family_await(&self->f, 4));
+	for (int who = 0; who < 3; who++) {
+		EXPECT_GE(sigbus[who], 1) {
+			TH_LOG("member %d of the family", who);
+		}
+	}
+	EXPECT_EQ(sigbus[4], 0);
+	EXPECT_TRUE(is_deadly(area + failed * self->page));
+	EXPECT_EQ(pfn_of(area + failed * self->page), 0);
+	EXPECT_TRUE(filled(area, failed, 1, 1));
+	EXPECT_SOUND();
+	/* Not to fault on it at the end. */
+	EXPECT_EQ(family_release(&self->f), 0);
+	ASSERT_EQ(munmap(area, size), 0);
+}
+
 /*
  * What KSM has merged and fork shares is found in each child, whom no rmap_item names: all of it
  * is swapped out.
@@ -2417,8 +2562,8 @@ TEST_F(features, exec_with_huge_arguments)
 {
 	enum { COUNT = 15, LENGTH = 120000 };
 	char *argv[COUNT + 3] = { "features", "arguments" };
-	long out = event("pswpout");
 	pid_t reclaimer;
+	long out;
 
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
@@ -2428,12 +2573,18 @@ TEST_F(features, exec_with_huge_arguments)
 		argv[i][1 + snprintf(argv[i] + 1, 16, "%d", LENGTH)] = '-';
 		argv[i][LENGTH] = 0;
 	}
+	/* What is swapped out is not the test's own, but of those who exec: they do not inherit this. */
+	ASSERT_EQ(mlockall(MCL_CURRENT), 0);
 	reclaimer = KIN(&self->f, ({
+		/* Nor the reclaimer's. */
+		bool good = !mlockall(MCL_CURRENT);
+
 		while (*step < 1)
 			reclaim_memory("1M");
-		true;
+		good;
 	}));
 	ASSERT_GT(reclaimer, 0);
+	out = event("pswpout");
 	for (int i = 0; i < 6; i++) {
 		int status[2];
 		pid_t pid[2];
@@ -2623,10 +2774,11 @@ static bool reap(int max)
 })
 
 static unsigned long *storm_ops;	/* shared by all */
+static unsigned long seed;
 
 static bool work(bool (*start)(void), bool (*operate)(void), int round)
 {
-	chance = 88172645463325252ULL + getpid() * 7919;
+	chance = 88172645463325252ULL + seed * 2654435761u + getpid() * 7919;
 	if (!start())
 		return false;
 	while (*step < round) {
@@ -2649,6 +2801,8 @@ static void storm(struct __test_metadata *_metadata, struct family *f, bool (*st
 
 	storm_ops = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(storm_ops, MAP_FAILED);
+	seed = seed_of_run();
+	TH_LOG("avl.seed=%lu", seed);
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
 	for (int round = 1; round <= ROUNDS; round++) {
@@ -2990,6 +3144,69 @@ TEST_F_TIMEOUT(features, storm_of_exit, 600)
 	storm(_metadata, &self->f, exit_start, exit_operate, migrate_and_reclaim, NULL);
 	EXPECT_GT(event("pswpout"), out);
 	EXPECT_GT(event("pgmigrate_success"), migrated);
+}
+
+/* More generations than may be without an mm before VMAs are linked to an ancestor's root. */
+#define DEEP 12
+
+/* The last of them does what others do in storm_of_mremap, until the round is over. */
+static bool deep_start(void)
+{
+	const int round = *step + 1;
+
+	if (!slots_start() || prctl(PR_SET_CHILD_SUBREAPER, 1))
+		return false;
+	for (int i = 0; i < DEEP; i++) {
+		const pid_t parent = getpid(), pid = fork();
+
+		if (pid < 0)
+			_exit(1);
+		if (pid) {
+			if (i)
+				_exit(0);
+			/* All of them are ours, when their parents have gone. */
+			kids = DEEP;
+			return true;
+		}
+		kids = 0;
+		chance += i + 1;
+		/* Its mm is gone before its children are. */
+		while (i && getppid() == parent)
+			usleep(1000);
+	}
+	while (*step < round) {
+		if (!slots_operate())
+			_exit(2);
+		__atomic_fetch_add(storm_ops, 1, __ATOMIC_RELAXED);
+	}
+	_exit(!reap(0) || !slots_good());
+}
+
+/* The first of them keeps what all have from it. */
+static bool deep_operate(void)
+{
+	const int round = *step + 1;
+
+	while (*step < round)
+		usleep(5000);
+	return true;
+}
+
+/* Linked to the root of an ancestor that has gone, moved, copied and unmapped. */
+TEST_F_TIMEOUT(features, storm_of_late_generations, 600)
+{
+	long out = event("pswpout"), migrated = event("pgmigrate_success");
+	const bool lazy = lazy_mode();
+	const long foreign = lazy ? avl_counter("vma_linked_foreign") : 0;
+	const long deep = lazy ? avl_counter("fork_too_deep") : 0;
+
+	storm(_metadata, &self->f, deep_start, deep_operate, migrate_and_reclaim, NULL);
+	EXPECT_GT(event("pswpout"), out);
+	EXPECT_GT(event("pgmigrate_success"), migrated);
+	if (lazy) {
+		EXPECT_GT(avl_counter("vma_linked_foreign"), foreign + 100);
+		EXPECT_GT(avl_counter("fork_too_deep"), deep + 10);
+	}
 }
 
 TEST_HARNESS_MAIN

@@ -21,6 +21,7 @@
 #include "kselftest_harness.h"
 #include "inside.h"
 #include "rmap.h"
+#include "uffd.h"
 
 #ifndef LOADED_MEANWHILE
 #define LOADED_MEANWHILE false
@@ -41,7 +42,8 @@ struct control {
 	int stop, failed;
 	int quiet, disturbing;	/* asked for; not yet so */
 	int toggle;		/* the mode changes, too */
-	unsigned long ops, forks, exits, moved, kept, wiped;
+	unsigned long ops, forks, exits, moved, kept, wiped, taken, resized;
+	unsigned long idle, scanned, brought_back;	/* by those who disturb */
 	char what[128];		/* of the first failure */
 };
 
@@ -169,6 +171,49 @@ static void move_slot(int i, int to)
 		map_slot(i);
 }
 
+/* Shrink, and grow to where that was: what lies there is empty. */
+static void resize(int i)
+{
+	const int nr = 1 + rnd(SLOT_PAGES - 1);
+
+	/* All of it is to be one VMA, and shrinking unmaps the rest, whatever that is. */
+	if (mremap(slot(i), SLOT_PAGES * page, nr * page, 0) == MAP_FAILED)
+		return;
+	memset(content[i] + nr, 0, SLOT_PAGES - nr);
+	if (mremap(slot(i), nr * page, SLOT_PAGES * page, 0) != MAP_FAILED)
+		__atomic_fetch_add(&control->resized, 1, __ATOMIC_RELAXED);
+}
+
+/* Pages of a slot that are this process's own, into the empty VMA of another one: UFFDIO_MOVE. */
+static void take(int i, int to)
+{
+	const size_t size = SLOT_PAGES * page;
+	int fd;
+
+	if (i == to || mmap(slot(to), size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != slot(to))
+		return;
+	memset(content[to], 0, SLOT_PAGES);
+	inherited[to] = ALL;
+	moved[to] = false;
+	fd = uffd_open(UFFD_FEATURE_MOVE);
+	if (fd < 0)
+		fail("userfaultfd", i, 0, 0);
+	if (uffd_register(fd, slot(to), size, UFFDIO_REGISTER_MODE_MISSING)) {
+		for (int p = 0; p < SLOT_PAGES; p++) {
+			/* Not a page that is shared, locked, of a file, or none. */
+			if (uffd_move(fd, slot(to) + p * page, slot(i) + p * page, page) !=
+			    (long)page)
+				continue;
+			content[to][p] = content[i][p];
+			content[i][p] = 0;
+			__atomic_fetch_add(&control->taken, 1, __ATOMIC_RELAXED);
+		}
+	}
+	/* From here on what is missing is zero again. */
+	close(fd);
+}
+
 static void protect(int i)
 {
 	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
@@ -185,10 +230,11 @@ static void advise(int i)
 {
 	/* Nothing of this changes what is in a page. */
 	static const int how[] = { MADV_PAGEOUT, MADV_COLD, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-				   MADV_WILLNEED, MADV_UNMERGEABLE, MADV_POPULATE_WRITE };
+				   MADV_WILLNEED, MADV_UNMERGEABLE, MADV_POPULATE_WRITE,
+				   MADV_GUARD_REMOVE };
 	int from = rnd(SLOT_PAGES), nr = 1 + rnd(SLOT_PAGES - from);
 
-	madvise(slot(i) + from * page, nr * page, how[rnd(7)]);
+	madvise(slot(i) + from * page, nr * page, how[rnd(8)]);
 }
 
 /* Where there are holes this is an error, and done for the rest; where it is locked, for none. */
@@ -285,7 +331,7 @@ static void operate(int round)
 	int i = rnd(SLOTS);
 
 	__atomic_fetch_add(&control->ops, 1, __ATOMIC_RELAXED);
-	switch (rnd(22)) {
+	switch (rnd(24)) {
 	case 0 ... 4:
 		write_pages(i);
 		break;
@@ -357,6 +403,12 @@ static void operate(int round)
 	case 21:
 		bind_slot(i);
 		break;
+	case 22:
+		resize(i);
+		break;
+	case 23:
+		take(i, rnd(SLOTS));
+		break;
 	}
 }
 
@@ -395,9 +447,34 @@ static void live(int round)
 	_exit(0);
 }
 
+/* What is idle from now on takes a walk for each page, in some megabytes anywhere. */
+static void mark_idle(int bitmap)
+{
+	const off_t frames = sysconf(_SC_PHYS_PAGES) / 64;
+	uint64_t all[32];
+
+	memset(all, 0xff, sizeof(all));
+	if (pwrite(bitmap, all, sizeof(all), rnd(frames) * 8) > 0)
+		control->idle++;
+}
+
+/* All that is in swap comes back, while it is copied, moved and unmapped. */
+static void empty_swap(void)
+{
+	/* It may lack memory. */
+	if (!swapoff("/dev/zram0")) {
+		control->brought_back++;
+		if (swapon("/dev/zram0", 0))
+			blame("swapon", 0, 0, errno);
+	}
+}
+
 static void *disturb(void *arg)
 {
 	unsigned int *n = arg;
+	const int bitmap = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+
+	state = *n + 88172645463325252ULL;
 
 	while (!control->stop) {
 		/* Not while the oracle looks: it would see what is under way. */
@@ -407,7 +484,7 @@ static void *disturb(void *arg)
 			usleep(1000);
 			continue;
 		}
-		switch (++*n % 7) {
+		switch (++*n % 10) {
 		case 0:
 			avl_write("/proc/sys/vm/compact_memory", "1", 1);
 			break;
@@ -419,19 +496,34 @@ static void *disturb(void *arg)
 			avl_write("/sys/kernel/debug/split_huge_pages", "1", 1);
 			break;
 		case 4:
-			avl_write("/sys/kernel/mm/ksm/run", *n % 14 == 4 ? "1" : "0", 1);
+			avl_write("/sys/kernel/mm/ksm/run", *n % 20 == 4 ? "1" : "0", 1);
 			break;
 		case 5:
 			avl_write("/proc/sys/vm/drop_caches", "3", 1);
 			break;
 		case 6:
 			if (__atomic_load_n(&control->toggle, __ATOMIC_SEQ_CST))
-				avl_write(AVL_SYSCTL, *n % 14 == 6 ? "0" : "1", 1);
+				avl_write(AVL_SYSCTL, *n % 20 == 6 ? "0" : "1", 1);
+			break;
+		case 7:
+			mark_idle(bitmap);
+			break;
+		case 8:
+			/* The scheduler unmaps pages of tasks, to see who wants them where. */
+			if (!avl_write("/proc/sys/kernel/numa_balancing",
+				       *n % 20 == 8 ? "1" : "0", 1))
+				control->scanned++;
+			break;
+		case 9:
+			if (*n % 50 == 9)
+				empty_swap();
 			break;
 		}
 		__atomic_store_n(&control->disturbing, 0, __ATOMIC_SEQ_CST);
 		usleep(2000);
 	}
+	close(bitmap);
+	avl_write("/proc/sys/kernel/numa_balancing", "0", 1);
 	return NULL;
 }
 
@@ -503,16 +595,6 @@ static void *watch(void *arg)
 	return arg;
 }
 
-/* Not the time: a guest without a clock always starts with the same. */
-static unsigned int any_seed(void)
-{
-	unsigned int seed = 1;
-
-	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		seed = time(NULL);
-	return seed;
-}
-
 TEST(there_is_an_oracle)
 {
 	/* The oracle is there: without it nothing below means anything. */
@@ -548,7 +630,7 @@ FIXTURE_TEARDOWN(stress)
 /* The harness has a limit as well; this one is for a soak. */
 TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 {
-	unsigned long seed = avl_number("avl.seed=", any_seed());
+	unsigned long seed = seed_of_run();
 	/* The first of them is over when it is loaded meanwhile. */
 	unsigned long rounds = avl_number("avl.rounds=", 25) + LOADED_MEANWHILE;
 	const time_t soak = 60 * avl_number("avl.soak=", 0);
@@ -647,6 +729,10 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	TH_LOG("%ld seconds", (long)(now.tv_sec - began.tv_sec));
 	TH_LOG("%lu operations, %lu forks, %lu exits, %lu moves to a node", control->ops,
 	       control->forks, control->exits, control->moved);
+	TH_LOG("%lu pages moved by userfaultfd, %lu areas resized", control->taken,
+	       control->resized);
+	TH_LOG("disturbed %u times: %lu marks of idle pages, %lu turns of NUMA balancing, swap emptied %lu times",
+	       n - (unsigned int)seed, control->idle, control->scanned, control->brought_back);
 	TH_LOG("%lu times a slot was kept from a child, %lu times wiped there", control->kept,
 	       control->wiped);
 	TH_LOG("the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings", folios, large,
@@ -658,6 +744,11 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	EXPECT_GT(large, 0);
 	EXPECT_GT(control->kept, 0);
 	EXPECT_GT(control->wiped, 0);
+	EXPECT_GT(control->taken, 0);
+	EXPECT_GT(control->resized, 0);
+	EXPECT_GT(control->idle, 0);
+	EXPECT_GT(control->scanned, 0);
+	EXPECT_GT(control->brought_back, 0);
 	/* Reclaim went past roots that others had locked. */
 	if (lazy_mode())
 		EXPECT_GT(avl_counter("walk_skip"), skipped);
