@@ -38,32 +38,47 @@ use std::{
 /// Operations of a sequence, at most.
 const LENGTH: usize = 160;
 
+/// What operations there are, and how often.
+const KINDS: [(u32, Kind); 23] = [
+    (6, Kind::Mmap),
+    (1, Kind::MmapWipe),
+    (10, Kind::Fault),
+    (3, Kind::FaultLarge),
+    (4, Kind::Write),
+    (5, Kind::Fork),
+    (2, Kind::Exit),
+    (2, Kind::Munmap),
+    (1, Kind::MunmapFails),
+    (3, Kind::Split),
+    (3, Kind::Merge),
+    (3, Kind::Mremap),
+    (1, Kind::MremapKeep),
+    (2, Kind::MoveHome),
+    (2, Kind::UffdMove),
+    (3, Kind::SwapOut),
+    (3, Kind::SwapIn),
+    (2, Kind::DropCache),
+    (5, Kind::Migrate),
+    (20, Kind::Step),
+    (12, Kind::Finish),
+    (1, Kind::Mode),
+    (1, Kind::Chain),
+];
+
+/// One of [`KINDS`]. Not `prop_oneof!`, which makes a generator of random numbers for each of its
+/// arms: that took most of the time.
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        6 => Just(Kind::Mmap),
-        1 => Just(Kind::MmapWipe),
-        10 => Just(Kind::Fault),
-        3 => Just(Kind::FaultLarge),
-        4 => Just(Kind::Write),
-        5 => Just(Kind::Fork),
-        2 => Just(Kind::Exit),
-        2 => Just(Kind::Munmap),
-        1 => Just(Kind::MunmapFails),
-        3 => Just(Kind::Split),
-        3 => Just(Kind::Merge),
-        3 => Just(Kind::Mremap),
-        1 => Just(Kind::MremapKeep),
-        2 => Just(Kind::MoveHome),
-        2 => Just(Kind::UffdMove),
-        3 => Just(Kind::SwapOut),
-        3 => Just(Kind::SwapIn),
-        2 => Just(Kind::DropCache),
-        5 => Just(Kind::Migrate),
-        20 => Just(Kind::Step),
-        12 => Just(Kind::Finish),
-        1 => Just(Kind::Mode),
-        1 => Just(Kind::Chain),
-    ]
+    let sum = KINDS.iter().map(|kind| kind.0).sum::<u32>();
+    (0..sum).prop_map(|mut at| {
+        let kind = KINDS.iter().find(|kind| match at.checked_sub(kind.0) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
+        });
+        kind.expect("below the sum").1
+    })
 }
 
 fn sequences() -> impl Strategy<Value = Vec<Op>> {
