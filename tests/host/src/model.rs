@@ -116,6 +116,25 @@ impl Wrong {
         Wrong::StopWithoutProof,
         Wrong::StopAfterOne,
     ];
+
+    /// What has to be seen of it: a part of the message.
+    pub(super) fn how(self) -> &'static str {
+        match self {
+            Wrong::NoChildren
+            | Wrong::NoParent
+            | Wrong::CopyBeforeLink
+            | Wrong::AlwaysNatural
+            | Wrong::CopyNeverLinked
+            | Wrong::NoDetachingList
+            | Wrong::DetachBeforeZap
+            | Wrong::FirstVmaOnly
+            | Wrong::ForeignForgotten => "the walk misses",
+            Wrong::MmNotChecked | Wrong::ChainNotChecked | Wrong::HintKept => "the walk has twice",
+            Wrong::ChildrenFirst | Wrong::StopWithoutProof => "a walk that restores has left",
+            Wrong::StopAfterOne => "a walk that unmaps has left",
+            Wrong::SwapInNamesOwnRoot => "comes back to root",
+        }
+    }
 }
 
 /// A page table entry.
@@ -758,12 +777,15 @@ impl World {
             found.sort_unstable();
             self.counts.walks += 1;
             self.counts.mappings += wanted.len() as u64;
-            if found != wanted {
-                return Err(format!(
-                    "folio {folio}, root {root}, index {index}: \
-                     the walk finds {found:?}, page tables have {wanted:?}"
-                ));
+            let what = format!("folio {folio}, root {root}, index {index}: the walk");
+            if let Some(missed) = wanted.iter().find(|place| !found.contains(place)) {
+                return Err(format!("{what} misses {missed:?} of {wanted:?}"));
             }
+            if let Some(twice) = found.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("{what} has twice {:?} of {wanted:?}", twice[0]));
+            }
+            // What it finds, page tables have.
+            assert_eq!(found, wanted);
         }
         Ok(())
     }
@@ -1130,9 +1152,9 @@ impl World {
                 .into_iter()
                 .find(|&(mm, at)| matches!(self.mms[mm].ptes[&at], Pte::Migration(..)) == restore);
             if let Some((mm, at)) = left {
+                let walk = if restore { "restores" } else { "unmaps" };
                 return Err(format!(
-                    "folio {folio}: mm {mm} has an entry at {at} that a walk has missed, \
-                     restoring: {restore}"
+                    "folio {folio}: a walk that {walk} has left an entry of mm {mm} at {at}"
                 ));
             }
             if restore {
