@@ -6,9 +6,10 @@
 //! becomes of a copy, what fork does, what is natural, the list of children and the order of a
 //! walk. The rest is as simple as it can be: a page table is a map, a lock is not there.
 //!
-//! An operation that takes its time in the kernel is made of steps (fork, exit, munmap, mremap,
-//! migration; a walk visits one root in a step), and steps of different processes mix. After each
-//! of them each folio is walked, and what the walk finds is compared with what all page tables say.
+//! An operation that takes its time in the kernel is made of steps (fork, exit, munmap, mremap;
+//! swap-out and migration are walks, which visit one root in a step), and steps of different
+//! processes mix. After each of them each folio is walked, and what the walk finds is compared with
+//! what all page tables say.
 
 use crate::pure::{
     family::{
@@ -130,8 +131,8 @@ impl Wrong {
             | Wrong::FirstVmaOnly
             | Wrong::ForeignForgotten => "the walk misses",
             Wrong::MmNotChecked | Wrong::ChainNotChecked | Wrong::HintKept => "the walk has twice",
-            Wrong::ChildrenFirst | Wrong::StopWithoutProof => "a walk that restores has left",
-            Wrong::StopAfterOne => "a walk that unmaps has left",
+            Wrong::StopWithoutProof => "a walk that restores has left",
+            Wrong::ChildrenFirst | Wrong::StopAfterOne => "a walk that unmaps has left",
             Wrong::SwapInNamesOwnRoot => "comes back to root",
         }
     }
@@ -240,19 +241,32 @@ struct Folio {
     locked: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Slot {
     count: usize,
     cache: Option<(FolioId, usize)>,
 }
 
-/// A walk in the middle of a migration: `cur` has not been visited yet.
-struct Migration {
+/// What becomes of the entries that a walk finds.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    /// Swap entries, of the slots from this one on.
+    SwapOut(usize),
+    /// Migration entries.
+    Migrate,
+    /// What they were before.
+    Restore,
+}
+
+/// A walk that has the folio locked: `cur` has not been visited yet.
+#[derive(Clone, Copy)]
+struct Walk {
     folio: FolioId,
-    restore: bool,
-    cur: Option<RootId>,
+    goal: Goal,
+    cur: RootId,
+    /// Entries that were changed, and those of them that were restored and are exclusive.
+    changed: usize,
     exclusive: usize,
-    restored: usize,
 }
 
 pub(super) struct World {
@@ -265,7 +279,7 @@ pub(super) struct World {
     dead: RefCell<Vec<RootId>>,
     folios: Vec<Folio>,
     slots: Vec<Slot>,
-    migrations: Vec<Migration>,
+    walks: Vec<Walk>,
     pub(super) counts: Counts,
 }
 
@@ -282,6 +296,9 @@ pub(super) struct Counts {
     pub(super) splits: u64,
     pub(super) merges: u64,
     pub(super) migrations: u64,
+    /// Walks that were to unmap, and to restore, and stopped early.
+    pub(super) unmapped: u64,
+    pub(super) restored: u64,
     pub(super) swaps: u64,
     pub(super) foreign: u64,
     pub(super) deepest: usize,
@@ -299,6 +316,8 @@ impl Counts {
         self.splits += other.splits;
         self.merges += other.merges;
         self.migrations += other.migrations;
+        self.unmapped += other.unmapped;
+        self.restored += other.restored;
         self.swaps += other.swaps;
         self.foreign += other.foreign;
         self.deepest = self.deepest.max(other.deepest);
@@ -317,6 +336,8 @@ impl Counts {
             self.splits,
             self.merges,
             self.migrations,
+            self.unmapped,
+            self.restored,
             self.swaps,
             self.foreign,
         ];
@@ -397,7 +418,7 @@ impl World {
             dead: RefCell::default(),
             folios: Vec::new(),
             slots: Vec::new(),
-            migrations: Vec::new(),
+            walks: Vec::new(),
             counts: Counts::default(),
         };
         world.mode.set(Mode::On);
@@ -929,7 +950,9 @@ impl World {
 
     fn drop_slot(&mut self, slot: usize) {
         self.slots[slot].count -= 1;
-        if self.slots[slot].count == 0 {
+        let Slot { count, cache } = self.slots[slot];
+        // Who holds the lock of the folio takes it from the swap cache.
+        if count == 0 && cache.is_some_and(|(folio, _)| !self.folios[folio].locked) {
             self.slots[slot].cache = None;
         }
     }
@@ -1085,143 +1108,164 @@ impl World {
         mapped.into_iter().nth(a as usize % count)
     }
 
-    /// Unmaps a folio by a walk, and leaves swap entries.
-    fn swap_out(&mut self, folio: FolioId) -> Outcome {
-        let Folio {
-            root, index, pages, ..
-        } = self.folios[folio];
+    /// try_to_unmap() of a folio that is in the swap cache.
+    fn start_swap_out(&mut self, folio: FolioId) {
         if self.cached(folio) {
-            return Ok(());
+            return;
         }
         let first = self.slots.len();
-        let slots = (0..pages).map(|page| Slot {
+        let slots = (0..self.folios[folio].pages).map(|page| Slot {
             count: 0,
             cache: Some((folio, page)),
         });
         self.slots.extend(slots);
-        for root in self.order(root.expect("picked for having a root")) {
-            for vma in self.visit(root, index, pages) {
-                for (mm, at) in self.places(vma, folio) {
-                    if let Pte::Page(_, page, exclusive) = self.mms[mm].ptes[&at] {
-                        let pte = Pte::Swap(first + page, exclusive);
-                        self.mms[mm].ptes.insert(at, pte);
-                        self.slots[first + page].count += 1;
-                    }
-                }
-            }
-        }
-        for slot in &mut self.slots[first..] {
-            slot.cache = slot.cache.filter(|_| slot.count > 0);
-        }
-        match self.mapped(folio) {
-            0 => Ok(()),
-            left => Err(format!(
-                "folio {folio} is mapped {left} times after swap-out"
-            )),
-        }
+        self.start_walk(folio, Goal::SwapOut(first));
     }
 
     fn start_migration(&mut self, folio: FolioId) {
-        let root = self.folios[folio].root;
-        self.get(root.expect("picked for having a root"));
-        self.folios[folio].locked = true;
-        self.migrations.push(Migration {
-            folio,
-            restore: false,
-            cur: root,
-            exclusive: 0,
-            restored: 0,
-        });
+        self.start_walk(folio, Goal::Migrate);
         self.counts.migrations += 1;
     }
 
-    /// One visit of a walk, or the end of it.
-    fn step_migration(&mut self, which: usize) -> Outcome {
-        let Migration {
+    fn start_walk(&mut self, folio: FolioId, goal: Goal) {
+        let cur = self.folios[folio].root.expect("picked for having a root");
+        self.get(cur);
+        self.folios[folio].locked = true;
+        self.walks.push(Walk {
             folio,
-            restore,
+            goal,
             cur,
-            ..
-        } = self.migrations[which];
-        let start = self.folios[folio]
-            .root
-            .expect("a locked folio keeps its root");
-        let Some(cur) = cur else {
-            let left = self
-                .scan(folio)
-                .into_iter()
-                .find(|&(mm, at)| matches!(self.mms[mm].ptes[&at], Pte::Migration(..)) == restore);
-            if let Some((mm, at)) = left {
-                let walk = if restore { "restores" } else { "unmaps" };
-                return Err(format!(
-                    "folio {folio}: a walk that {walk} has left an entry of mm {mm} at {at}"
-                ));
-            }
-            if restore {
-                self.folios[folio].locked = false;
-                self.migrations.remove(which);
-                self.put(start);
-            } else {
-                let walk = &mut self.migrations[which];
-                (walk.restore, walk.cur) = (true, Some(start));
-            }
-            return Ok(());
-        };
+            changed: 0,
+            exclusive: 0,
+        });
+    }
+
+    /// One visit of a walk, and the end of it if that was the last.
+    fn step_walk(&mut self, which: usize) -> Outcome {
+        let Walk { folio, cur, .. } = self.walks[which];
+        let start = self.folios[folio].root;
+        let start = start.expect("a locked folio keeps its root");
         if self.roots[cur].freed {
             return Err(format!("a walk comes to root {cur}, which is free"));
         }
 
         let late = self.is_wrong(Wrong::ChildrenFirst);
-        if !(late && cur == start) {
-            self.visit_migration(which, cur);
-        }
-        let walk = &self.migrations[which];
-        let done = match (restore, self.wrong) {
-            (true, Some(Wrong::StopWithoutProof)) => walk.restored >= self.folios[folio].pages,
-            (true, _) => walk.exclusive == self.folios[folio].pages,
-            (false, Some(Wrong::StopAfterOne)) => walk.restored > 0,
-            (false, _) => self.mapped(folio) == 0,
-        };
-        let next = match self.wrong {
-            Some(Wrong::NoChildren) => None,
-            _ if done => None,
-            _ => family::successor(&Tree(self), start, cur),
+        let done = !(late && cur == start) && self.visit_walk(which, cur);
+        let next = if done || self.is_wrong(Wrong::NoChildren) {
+            None
+        } else {
+            family::successor(&Tree(self), start, cur)
         };
         if cur != start {
             self.put(cur);
         }
-        if late && next.is_none() {
-            self.visit_migration(which, start);
+        match next {
+            Some(next) => {
+                self.walks[which].cur = next;
+                Ok(())
+            }
+            None => {
+                if late {
+                    self.visit_walk(which, start);
+                }
+                self.end_walk(which, start)
+            }
         }
-        let walk = &mut self.migrations[which];
-        walk.cur = next;
-        if next.is_none() {
-            (walk.exclusive, walk.restored) = (0, 0);
-        }
-        Ok(())
     }
 
-    fn visit_migration(&mut self, which: usize, root: RootId) {
-        let Migration { folio, restore, .. } = self.migrations[which];
+    /// Visits a root. True if the walk may stop.
+    fn visit_walk(&mut self, which: usize, root: RootId) -> bool {
+        let Walk { folio, goal, .. } = self.walks[which];
         let Folio { index, pages, .. } = self.folios[folio];
         for vma in self.visit(root, index, pages) {
             for (mm, at) in self.places(vma, folio) {
-                let walk = &mut self.migrations[which];
-                let pte = match self.mms[mm].ptes[&at] {
-                    Pte::Migration(_, page, exclusive) if restore => {
-                        walk.exclusive += usize::from(exclusive);
-                        walk.restored += 1;
-                        Pte::Page(folio, page, exclusive)
+                let pte = self.mms[mm].ptes.get_mut(&at).expect("found just now");
+                let walk = &mut self.walks[which];
+                *pte = match (goal, *pte) {
+                    (Goal::SwapOut(first), Pte::Page(_, page, exclusive)) => {
+                        self.slots[first + page].count += 1;
+                        Pte::Swap(first + page, exclusive)
                     }
-                    Pte::Page(_, page, exclusive) if !restore => {
-                        walk.restored += 1;
+                    (Goal::Migrate, Pte::Page(_, page, exclusive)) => {
                         Pte::Migration(folio, page, exclusive)
                     }
-                    other => other,
+                    (Goal::Restore, Pte::Migration(_, page, exclusive)) => {
+                        walk.exclusive += usize::from(exclusive);
+                        Pte::Page(folio, page, exclusive)
+                    }
+                    _ => continue,
                 };
-                self.mms[mm].ptes.insert(at, pte);
+                walk.changed += 1;
+            }
+            // rmap_walk_anon(): after each VMA.
+            if self.may_stop(which) {
+                return true;
             }
         }
+        // The module: between two roots, also where nothing was found. Restoring has no `done`.
+        !matches!(goal, Goal::Restore) && self.may_stop(which)
+    }
+
+    /// folio_not_mapped(), or what remove_migration_pte() returns.
+    fn may_stop(&mut self, which: usize) -> bool {
+        let Walk {
+            folio,
+            goal,
+            changed,
+            exclusive,
+            ..
+        } = self.walks[which];
+        let pages = self.folios[folio].pages;
+        let stop = match (goal, self.wrong) {
+            (Goal::Restore, Some(Wrong::StopWithoutProof)) => changed >= pages,
+            (Goal::Restore, _) => exclusive == pages,
+            (_, Some(Wrong::StopAfterOne)) => changed > 0,
+            _ => self.mapped(folio) == 0,
+        };
+        match goal {
+            Goal::Restore => self.counts.restored += u64::from(stop),
+            _ => self.counts.unmapped += u64::from(stop),
+        }
+        stop
+    }
+
+    /// No entry may be left, also where the walk stopped early.
+    fn end_walk(&mut self, which: usize, start: RootId) -> Outcome {
+        let Walk { folio, goal, .. } = self.walks[which];
+        let left = |pte: &Pte| match (goal, *pte) {
+            (Goal::Restore, Pte::Migration(f, ..)) => f == folio,
+            (Goal::SwapOut(_) | Goal::Migrate, Pte::Page(f, ..)) => f == folio,
+            _ => false,
+        };
+        for (id, mm) in self.mms.iter().enumerate() {
+            if let Some((at, _)) = mm.ptes.iter().find(|(_, pte)| left(pte)) {
+                let walk = match goal {
+                    Goal::Restore => "restores",
+                    _ => "unmaps",
+                };
+                return Err(format!(
+                    "folio {folio}: a walk that {walk} has left an entry of mm {id} at {at}"
+                ));
+            }
+        }
+        if let Goal::Migrate = goal {
+            self.walks[which] = Walk {
+                folio,
+                goal: Goal::Restore,
+                cur: start,
+                changed: 0,
+                exclusive: 0,
+            };
+            return Ok(());
+        }
+        self.folios[folio].locked = false;
+        for slot in &mut self.slots {
+            let unused = |&(cached, _): &(FolioId, usize)| cached != folio || slot.count > 0;
+            slot.cache = slot.cache.filter(unused);
+        }
+        self.walks.remove(which);
+        self.put(start);
+        Ok(())
     }
 
     fn start_munmap(&mut self, mm: MmId, start: usize, len: usize, fails: bool) {
@@ -1458,6 +1502,17 @@ impl World {
         Ok(())
     }
 
+    /// Goes on with the oldest walk until it is over. A migration is two of them.
+    fn finish_walk(&mut self) -> Outcome {
+        let folio = self.walks.first().map(|walk| walk.folio);
+        while folio.is_some() && folio == self.walks.first().map(|walk| walk.folio) {
+            self.step_walk(0)?;
+            self.counts.steps += 1;
+            self.judge()?;
+        }
+        Ok(())
+    }
+
     fn exit(&mut self, mm: MmId) {
         self.mms[mm].busy = Some(Busy::Exit(0));
         self.counts.exits += 1;
@@ -1515,14 +1570,16 @@ impl World {
             (Kind::UffdMove, Some(mm)) => self.uffd_move(mm, place, self.place(mm, c)),
             (Kind::SwapOut, _) => {
                 if let Some(folio) = self.pick_folio(a) {
-                    self.swap_out(folio)?;
+                    self.start_swap_out(folio);
                 }
             }
             (Kind::DropCache, _) => {
                 if !self.slots.is_empty() {
                     let slot = a as usize % self.slots.len();
                     let cached = self.slots[slot].cache;
-                    if cached.is_some_and(|(folio, _)| self.scan(folio).is_empty()) {
+                    let unused =
+                        |folio: FolioId| !self.folios[folio].locked && self.scan(folio).is_empty();
+                    if cached.is_some_and(|(folio, _)| unused(folio)) {
                         self.slots[slot].cache = None;
                     }
                 }
@@ -1535,8 +1592,9 @@ impl World {
             (Kind::Step, _) => self.progress(b)?,
             (Kind::Finish, _) => {
                 let busy = self.mms.iter().position(|mm| mm.busy.is_some());
-                if let Some(mm) = busy {
-                    self.finish(mm)?;
+                match busy {
+                    Some(mm) if b % 4 != 0 => self.finish(mm)?,
+                    _ => self.finish_walk()?,
                 }
             }
             (Kind::Mode, _) => self.mode.set(Mode::from(c % 2 == 0)),
@@ -1564,7 +1622,7 @@ impl World {
         let busy: Vec<MmId> = (0..self.mms.len())
             .filter(|&id| self.mms[id].busy.is_some())
             .collect();
-        let count = busy.len() + self.migrations.len();
+        let count = busy.len() + self.walks.len();
         if count == 0 {
             return Ok(());
         }
@@ -1572,7 +1630,7 @@ impl World {
         let which = which as usize % count;
         match busy.get(which) {
             Some(&mm) => self.step(mm),
-            None => self.step_migration(which - busy.len())?,
+            None => self.step_walk(which - busy.len())?,
         }
         Ok(())
     }
@@ -1582,9 +1640,8 @@ impl World {
         for mm in 0..self.mms.len() {
             self.finish(mm)?;
         }
-        while !self.migrations.is_empty() {
-            self.step_migration(0)?;
-            self.judge()?;
+        while !self.walks.is_empty() {
+            self.finish_walk()?;
         }
         for mm in 0..self.mms.len() {
             if self.mms[mm].live {
