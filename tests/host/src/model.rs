@@ -157,6 +157,13 @@ enum Av {
     Regular,
 }
 
+impl Av {
+    /// Whether VMAs with these two may become one.
+    fn goes_with(self, other: Self) -> bool {
+        self == other || self == Av::None || other == Av::None
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Vma {
     mm: MmId,
@@ -169,22 +176,61 @@ struct Vma {
     wipe: bool,
 }
 
-/// A task of an mm that holds `mmap_lock` for writing, and where it is.
+/// How a munmap ends.
+#[derive(Clone, Copy, Debug)]
+enum Unmap {
+    /// By itself.
+    Alone,
+    /// It is a part of mremap.
+    Within,
+    /// The tree cannot be changed.
+    Fails,
+}
+
+/// mremap of one VMA, or of a part of it.
+#[derive(Clone, Copy, Debug)]
+struct Remap {
+    from: usize,
+    len: usize,
+    to: usize,
+    new_len: usize,
+    /// MREMAP_DONTUNMAP.
+    keep: bool,
+    /// What was moved cannot be unmapped where it was.
+    stays: bool,
+}
+
+/// What a fork has not done yet.
 #[derive(Debug)]
-enum Busy {
-    /// munmap: VMAs are marked, leave the tree, are zapped and unlinked.
-    Mark(Vec<VmaId>, bool),
+struct Forking {
+    child: MmId,
+    left: Vec<VmaId>,
+    /// It fails when so many are left.
+    fails: Option<usize>,
+    /// And has made the child's root by then.
+    rooted: bool,
+}
+
+/// What a task does next that holds `mmap_lock` for writing.
+#[derive(Debug)]
+enum Step {
+    /// munmap: VMAs of a range are split off, marked,
+    Gather(usize, usize, Unmap),
+    Mark(Vec<VmaId>, Unmap),
+    /// leave the tree (or the marks are taken back), are zapped and unlinked.
+    Undo(Vec<VmaId>),
     Remove(Vec<VmaId>),
     Zap(Vec<VmaId>),
     Unlink(Vec<VmaId>),
-    /// fork: the child, VMAs that are left, and when it fails.
-    Fork(MmId, Vec<VmaId>, usize),
-    /// A VMA of fork that is in the child's tree, and whose page table is not copied yet.
-    Copy(MmId, Vec<VmaId>, usize, VmaId),
+    /// fork: the next VMA is put into the child's tree,
+    Fork(Forking),
+    /// and the page table of that one is copied.
+    Copy(Forking, VmaId),
     /// A fork that failed: the child is zapped, unlinked, detached.
     Fail(MmId, usize),
-    /// mremap: source, target of the first page, next page, length, and whether the source stays.
-    Move(VmaId, usize, usize, usize, bool),
+    /// mremap: the VMA is copied, then so many of its pages were moved.
+    Remap(Remap),
+    Pages(Remap, usize),
     Exit(usize),
 }
 
@@ -193,7 +239,8 @@ struct Mm {
     tree: BTreeMap<usize, VmaId>,
     ptes: BTreeMap<usize, Pte>,
     root: Option<RootId>,
-    busy: Option<Busy>,
+    /// What a task has to do yet, the next thing last.
+    steps: Vec<Step>,
     /// Fork has finished it.
     born: bool,
     live: bool,
@@ -207,6 +254,10 @@ impl Mm {
             live: true,
             ..Self::default()
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.steps.is_empty()
     }
 }
 
@@ -293,8 +344,19 @@ pub(super) struct Counts {
     pub(super) exits: u64,
     pub(super) unmaps: u64,
     pub(super) moves: u64,
+    /// Those onto other VMAs, and what they have moved there became a part of the VMA before,
+    /// of the one behind, or of both in one.
+    pub(super) fixed: u64,
+    pub(super) before: u64,
+    pub(super) behind: u64,
+    pub(super) between: u64,
+    /// VMAs that grew in place, and those that became one with the next by that.
+    pub(super) grown: u64,
+    pub(super) closed: u64,
     pub(super) splits: u64,
     pub(super) merges: u64,
+    /// Of these: of three VMAs.
+    pub(super) threes: u64,
     pub(super) migrations: u64,
     /// Walks that were to unmap, and to restore, and stopped early.
     pub(super) unmapped: u64,
@@ -313,8 +375,15 @@ impl Counts {
         self.exits += other.exits;
         self.unmaps += other.unmaps;
         self.moves += other.moves;
+        self.fixed += other.fixed;
+        self.before += other.before;
+        self.behind += other.behind;
+        self.between += other.between;
+        self.grown += other.grown;
+        self.closed += other.closed;
         self.splits += other.splits;
         self.merges += other.merges;
+        self.threes += other.threes;
         self.migrations += other.migrations;
         self.unmapped += other.unmapped;
         self.restored += other.restored;
@@ -333,8 +402,15 @@ impl Counts {
             self.exits,
             self.unmaps,
             self.moves,
+            self.fixed,
+            self.before,
+            self.behind,
+            self.between,
+            self.grown,
+            self.closed,
             self.splits,
             self.merges,
+            self.threes,
             self.migrations,
             self.unmapped,
             self.restored,
@@ -361,6 +437,8 @@ pub(super) enum Kind {
     Split,
     Merge,
     Mremap,
+    MremapFixed,
+    MremapGrow,
     MremapKeep,
     MoveHome,
     UffdMove,
@@ -379,6 +457,7 @@ pub(super) struct Op {
     pub(super) a: u8,
     pub(super) b: u8,
     pub(super) c: u8,
+    pub(super) d: u8,
 }
 
 /// The tree of roots as a walk sees it.
@@ -816,7 +895,7 @@ impl World {
 impl World {
     /// An mm that can do something new.
     fn pick(&self, a: u8) -> Option<MmId> {
-        let idle = |mm: &Mm| mm.live && mm.born && mm.busy.is_none();
+        let idle = |mm: &Mm| mm.live && mm.born && !mm.is_busy();
         let idle: Vec<MmId> = (0..self.mms.len())
             .filter(|&id| idle(&self.mms[id]))
             .collect();
@@ -884,41 +963,103 @@ impl World {
         self.counts.splits += 1;
     }
 
-    fn mergeable(&self, prev: VmaId, next: VmaId) -> bool {
-        let (prev, next) = (self.vma(prev), self.vma(next));
+    /// Whether two neighbours may become one.
+    fn mergeable(prev: &Vma, next: &Vma) -> bool {
         prev.end == next.start
             && prev.pgoff + (prev.end - prev.start) == next.pgoff
             && prev.wipe == next.wipe
+            && prev.anon.goes_with(next.anon)
     }
 
-    /// Merges the VMAs before and behind `page`, into the one or into the other.
-    fn merge_at(&mut self, mm: MmId, page: usize, into_prev: bool) {
-        let prev = page.checked_sub(1).and_then(|page| self.find(mm, page));
-        let (Some(prev), Some(next)) = (prev, self.find(mm, page)) else {
-            return;
-        };
-        if prev == next || !self.mergeable(prev, next) {
-            return;
-        }
-        let (old, new) = (*self.vma(prev), *self.vma(next));
-        if old.anon != new.anon && old.anon != Av::None && new.anon != Av::None {
-            return;
-        }
-        let (to, from) = if into_prev {
-            (prev, next)
-        } else {
-            (next, prev)
-        };
+    /// dup_anon_vma()
+    fn dup_anon(&mut self, to: VmaId, from: VmaId) {
         if self.vma(to).anon == Av::None {
             self.clone_anon(to, from, false);
         }
-        self.unlink(from);
-        let tree = &mut self.mms[mm].tree;
-        tree.remove(&new.start);
-        tree.insert(old.start, to);
+    }
+
+    /// commit_merge(): `to` has the range from now on, and `gone` are freed.
+    fn commit_merge(&mut self, to: VmaId, gone: &[VmaId], start: usize, end: usize, pgoff: usize) {
+        let vma = *self.vma(to);
+        for &id in gone {
+            let start = self.vma(id).start;
+            self.unlink(id);
+            self.mms[vma.mm].tree.remove(&start);
+            self.vmas[id] = None;
+        }
+        let tree = &mut self.mms[vma.mm].tree;
+        tree.remove(&vma.start);
+        tree.insert(start, to);
         let vma = self.vma_mut(to);
-        (vma.start, vma.end, vma.pgoff) = (old.start, new.end, old.pgoff);
-        self.vmas[from] = None;
+        (vma.start, vma.end, vma.pgoff) = (start, end, pgoff);
+    }
+
+    /// vma_merge_new_range(): makes what is to be mapped, maybe as a copy of `from`, a part of its
+    /// neighbours. Returns whether it is one of `prev` and of `next`.
+    fn merge_new(
+        &mut self,
+        new: Vma,
+        from: Option<VmaId>,
+        prev: Option<VmaId>,
+        next: Option<VmaId>,
+    ) -> (bool, bool) {
+        let prev = prev.filter(|&prev| Self::mergeable(self.vma(prev), &new));
+        let next = next.filter(|&next| {
+            let anon = self.vma(next).anon;
+            Self::mergeable(&new, self.vma(next))
+                && prev.is_none_or(|prev| self.vma(prev).anon.goes_with(anon))
+        });
+        let Some(to) = prev.or(next) else {
+            return (false, false);
+        };
+        let gone = next.filter(|_| prev.is_some());
+        for from in gone.into_iter().chain(from) {
+            self.dup_anon(to, from);
+        }
+        let (start, pgoff) = prev.map_or((new.start, new.pgoff), |prev| {
+            (self.vma(prev).start, self.vma(prev).pgoff)
+        });
+        let end = next.map_or(new.end, |next| self.vma(next).end);
+        self.commit_merge(to, gone.as_slice(), start, end, pgoff);
+        (prev.is_some(), next.is_some())
+    }
+
+    /// vma_merge_existing_range(): merges the VMA at `page` into the one before, into the one
+    /// behind, or all three.
+    fn merge_at(&mut self, mm: MmId, page: usize, how: u8) {
+        let Some(middle) = self.find(mm, page) else {
+            return;
+        };
+        let vma = *self.vma(middle);
+        let prev = vma.start.checked_sub(1).and_then(|at| self.find(mm, at));
+        let prev = prev.filter(|&prev| how != 1 && Self::mergeable(self.vma(prev), &vma));
+        let next = self.find(mm, vma.end).filter(|&next| {
+            let anon = self.vma(next).anon;
+            how != 0
+                && Self::mergeable(&vma, self.vma(next))
+                && prev.is_none_or(|prev| self.vma(prev).anon.goes_with(anon))
+        });
+        match (prev, next) {
+            (None, None) => return,
+            (Some(prev), None) => {
+                self.dup_anon(prev, middle);
+                let Vma { start, pgoff, .. } = *self.vma(prev);
+                self.commit_merge(prev, &[middle], start, vma.end, pgoff);
+            }
+            (None, Some(next)) => {
+                self.dup_anon(next, middle);
+                let end = self.vma(next).end;
+                self.commit_merge(next, &[middle], vma.start, end, vma.pgoff);
+            }
+            (Some(prev), Some(next)) => {
+                let other = self.vma(next).anon != Av::None;
+                self.dup_anon(prev, if other { next } else { middle });
+                let Vma { start, pgoff, .. } = *self.vma(prev);
+                let end = self.vma(next).end;
+                self.commit_merge(prev, &[middle, next], start, end, pgoff);
+                self.counts.threes += 1;
+            }
+        }
         self.counts.merges += 1;
     }
 
@@ -1268,72 +1409,157 @@ impl World {
         Ok(())
     }
 
-    fn start_munmap(&mut self, mm: MmId, start: usize, len: usize, fails: bool) {
+    fn start_munmap(&mut self, mm: MmId, start: usize, len: usize, how: Unmap) {
         let end = (start + len).min(SPAN);
-        self.split_at(mm, start);
-        self.split_at(mm, end);
-        let vmas = self.mms[mm].tree.range(start..end).map(|vma| *vma.1);
-        let vmas = vmas.collect();
-        self.mms[mm].busy = Some(Busy::Mark(vmas, fails));
+        self.mms[mm].steps.push(Step::Gather(start, end, how));
         self.counts.unmaps += 1;
     }
 
-    /// mremap of `len` pages from `from` to `to`, as far as one VMA has them.
-    fn start_move(&mut self, mm: MmId, from: usize, len: usize, to: usize, keep: bool) {
-        let Some(id) = self.find(mm, from) else {
+    /// mremap to a place that is free.
+    fn start_move(&mut self, mm: MmId, mut remap: Remap) {
+        let Some(id) = self.find(mm, remap.from) else {
             return;
         };
-        let len = len.min(self.vma(id).end - from);
-        if !self.is_free(mm, to, len) {
+        let grows = remap.new_len - remap.len;
+        remap.len = remap.len.min(self.vma(id).end - remap.from);
+        remap.new_len = remap.len + grows;
+        if self.is_free(mm, remap.to, remap.new_len) {
+            self.mms[mm].steps.push(Step::Remap(remap));
+            self.counts.moves += 1;
+        }
+    }
+
+    /// mremap with MREMAP_FIXED: what is in the way is unmapped. Without growth this moves all VMAs
+    /// of the range, one by one.
+    fn start_move_onto(&mut self, mm: MmId, remap: Remap) {
+        let Remap {
+            from,
+            len,
+            to,
+            new_len,
+            ..
+        } = remap;
+        let Some(first) = self.find(mm, from) else {
+            return;
+        };
+        let end = match new_len {
+            _ if new_len == len => from + len,
+            _ => self.vma(first).end.min(from + len),
+        };
+        let to_end = to + (end - from) + (new_len - len);
+        if to_end > SPAN || to < end && from < to_end {
             return;
         }
-        self.split_at(mm, from);
-        self.split_at(mm, from + len);
-        let id = self.find(mm, from).expect("split, not unmapped");
+        let tree = self.mms[mm].tree.values().map(|&id| self.vma(id));
+        let pieces: Vec<(usize, usize)> = tree
+            .map(|vma| (vma.start.max(from), vma.end.min(end)))
+            .filter(|piece| piece.0 < piece.1)
+            .collect();
+        for (start, end) in pieces.into_iter().rev() {
+            let piece = Remap {
+                from: start,
+                len: end - start,
+                to: to + (start - from),
+                new_len: end - start + (new_len - len),
+                ..remap
+            };
+            let end = piece.to + piece.new_len;
+            let unmap = Step::Gather(piece.to, end, Unmap::Within);
+            self.mms[mm].steps.extend([Step::Remap(piece), unmap]);
+            self.counts.moves += 1;
+            self.counts.fixed += u64::from(!self.is_free(mm, piece.to, piece.new_len));
+        }
+    }
+
+    /// mremap that lets a VMA grow, in place if there is room behind it.
+    fn grow(&mut self, mm: MmId, page: usize, by: usize) {
+        let Some(id) = self.find(mm, page) else {
+            return;
+        };
+        let vma = *self.vma(id);
+        if !self.is_free(mm, vma.end, by) {
+            let new_len = vma.end - page + by;
+            let remap = Remap {
+                from: page,
+                len: vma.end - page,
+                to: self.room(mm, 0, new_len),
+                new_len,
+                keep: false,
+                stays: false,
+            };
+            self.start_move(mm, remap);
+            return;
+        }
+        let new = Vma {
+            start: vma.end,
+            end: vma.end + by,
+            pgoff: vma.pgoff + (vma.end - vma.start),
+            ..vma
+        };
+        let next = self.find(mm, new.end);
+        let (prev, next) = self.merge_new(new, None, Some(id), next);
+        assert!(prev, "a VMA goes with itself");
+        self.counts.grown += 1;
+        self.counts.closed += u64::from(next);
+    }
+
+    /// copy_vma()
+    fn copy_vma(&mut self, mm: MmId, remap: &Remap) {
+        let Remap { from, to, keep, .. } = *remap;
+        let id = self.find(mm, from).expect("only the target was unmapped");
         let source = *self.vma(id);
         let unfaulted = source.anon == Av::None;
-        let new = self.add_vma(Vma {
+        let new = Vma {
             start: to,
-            end: to + len,
-            pgoff: if unfaulted { to } else { source.pgoff },
-            anon: source.anon,
+            end: to + remap.new_len,
+            pgoff: if unfaulted {
+                to
+            } else {
+                source.pgoff + (from - source.start)
+            },
             chain: Chain::Empty,
             ..source
-        });
+        };
+        // What is kept must not become one with its copy.
+        let other = |&beside: &VmaId| beside != id || !(unfaulted && keep);
         let prev = to.checked_sub(1).and_then(|page| self.find(mm, page));
-        let prev = prev.filter(|&prev| {
-            prev != id && self.vma(prev).anon == source.anon && self.mergeable(prev, new)
-        });
-        self.vma_mut(new).anon = Av::None;
-        match prev {
-            Some(prev) => {
-                self.vma_mut(prev).end = to + len;
-                self.vmas[new] = None;
-            }
-            None => {
+        let next = self.find(mm, new.end).filter(other);
+        match self.merge_new(new, Some(id), prev.filter(other), next) {
+            (false, false) => {
+                let new = self.add_vma(Vma {
+                    anon: Av::None,
+                    ..new
+                });
                 self.clone_anon(new, id, true);
                 self.mms[mm].tree.insert(to, new);
             }
+            (true, true) => self.counts.between += 1,
+            (true, false) => self.counts.before += 1,
+            (false, true) => self.counts.behind += 1,
         }
-        self.mms[mm].busy = Some(Busy::Move(id, to, 0, len, keep));
-        self.counts.moves += 1;
     }
 
-    fn start_fork(&mut self, parent: MmId, fails: Option<usize>) -> Option<MmId> {
+    fn start_fork(&mut self, parent: MmId, fails: Option<usize>, rooted: bool) -> Option<MmId> {
         if self.living() >= PROCESSES {
             return None;
         }
         let child = self.mms.len();
         // __mt_dup(): the child's tree has the parent's VMAs at first.
         let tree = self.mms[parent].tree.clone();
-        let vmas: Vec<VmaId> = tree.values().rev().copied().collect();
-        let fails = fails.map_or(usize::MAX, |n| n % (vmas.len() + 1));
+        let left: Vec<VmaId> = tree.values().rev().copied().collect();
+        let fails = fails.map(|n| n % (left.len() + 1));
         self.mms.push(Mm {
             tree,
             live: true,
             ..Mm::default()
         });
-        self.mms[parent].busy = Some(Busy::Fork(child, vmas, fails));
+        let fork = Forking {
+            child,
+            left,
+            fails,
+            rooted,
+        };
+        self.mms[parent].steps.push(Step::Fork(fork));
         self.counts.forks += 1;
         Some(child)
     }
@@ -1364,11 +1590,18 @@ impl World {
 
     /// The next step of a task.
     fn step(&mut self, mm: MmId) {
-        let Some(busy) = self.mms[mm].busy.take() else {
+        let Some(step) = self.mms[mm].steps.pop() else {
             return;
         };
-        self.mms[mm].busy = match busy {
-            Busy::Mark(vmas, fails) => {
+        let next = match step {
+            Step::Gather(start, end, how) => {
+                self.split_at(mm, start);
+                self.split_at(mm, end);
+                let vmas = self.mms[mm].tree.range(start..end).map(|vma| *vma.1);
+                let vmas: Vec<VmaId> = vmas.collect();
+                (!vmas.is_empty()).then_some(Step::Mark(vmas, how))
+            }
+            Step::Mark(vmas, how) => {
                 for &id in &vmas {
                     let lazy = self.state(id) == State::Lazy;
                     if let (Av::Root(root), true) = (self.vma(id).anon, lazy) {
@@ -1379,32 +1612,13 @@ impl World {
                         }
                     }
                 }
-                Some(Busy::Remove(vmas)).filter(|_| !fails).or_else(|| {
-                    // The tree cannot be changed: marked, with nothing to follow.
-                    Some(Busy::Unlink(Vec::new()))
+                Some(match how {
+                    Unmap::Fails => Step::Undo(vmas),
+                    _ => Step::Remove(vmas),
                 })
             }
-            Busy::Remove(vmas) => {
+            Step::Undo(vmas) => {
                 for &id in &vmas {
-                    let start = self.vma(id).start;
-                    self.mms[mm].tree.remove(&start);
-                }
-                Some(Busy::Zap(vmas))
-            }
-            Busy::Zap(vmas) => {
-                for &id in &vmas {
-                    let Vma { start, end, .. } = *self.vma(id);
-                    self.zap(mm, start, end);
-                }
-                Some(Busy::Unlink(vmas))
-            }
-            Busy::Unlink(vmas) => {
-                for &id in &vmas {
-                    self.unlink(id);
-                    self.vmas[id] = None;
-                }
-                // Those that are in the tree yet are of a munmap that failed.
-                for id in self.own_vmas(mm) {
                     if self.state(id) == State::Detaching {
                         let root = self.mms[mm].root.expect("a Detaching VMA has a root");
                         self.roots[root].detaching.retain(|&other| other != id);
@@ -1413,80 +1627,130 @@ impl World {
                 }
                 None
             }
-            Busy::Fork(child, vmas, fails) if vmas.len() == fails => {
-                drop(vmas);
-                Some(Busy::Fail(child, 0))
+            Step::Remove(vmas) => {
+                for &id in &vmas {
+                    let start = self.vma(id).start;
+                    self.mms[mm].tree.remove(&start);
+                }
+                Some(Step::Zap(vmas))
             }
-            Busy::Fork(child, mut vmas, fails) => match vmas.pop() {
+            Step::Zap(vmas) => {
+                for &id in &vmas {
+                    let Vma { start, end, .. } = *self.vma(id);
+                    self.zap(mm, start, end);
+                }
+                Some(Step::Unlink(vmas))
+            }
+            Step::Unlink(vmas) => {
+                for &id in &vmas {
+                    self.unlink(id);
+                    self.vmas[id] = None;
+                }
+                None
+            }
+            Step::Fork(fork) if fork.fails == Some(fork.left.len()) => {
+                if let (Some(&parent), true) = (fork.left.last(), fork.rooted) {
+                    // anon_vma_fork() fails behind what makes the root.
+                    let new = self.copy_for(fork.child, parent);
+                    if !self.vma(new).wipe {
+                        self.fork_anon(new, parent);
+                    }
+                    self.unlink(new);
+                    self.vmas[new] = None;
+                }
+                Some(Step::Fail(fork.child, 0))
+            }
+            Step::Fork(mut fork) => match fork.left.pop() {
                 None => {
-                    self.mms[child].born = true;
+                    self.mms[fork.child].born = true;
                     None
                 }
                 Some(parent) => {
-                    let new = self.add_vma(Vma {
-                        mm: child,
-                        anon: Av::None,
-                        chain: Chain::Empty,
-                        ..*self.vma(parent)
-                    });
+                    let new = self.copy_for(fork.child, parent);
                     let start = self.vma(new).start;
-                    self.mms[child].tree.insert(start, new);
+                    self.mms[fork.child].tree.insert(start, new);
                     if self.is_wrong(Wrong::CopyBeforeLink) {
                         self.copy_ptes(new, mm);
                     } else if !self.vma(new).wipe {
                         self.fork_anon(new, parent);
                     }
-                    Some(Busy::Copy(child, vmas, fails, parent))
+                    Some(Step::Copy(fork, parent))
                 }
             },
-            Busy::Copy(child, vmas, fails, parent) => {
+            Step::Copy(fork, parent) => {
                 let start = self.vma(parent).start;
-                let new = self.find(child, start).expect("stored by the step before");
+                let new = self.find(fork.child, start);
+                let new = new.expect("stored by the step before");
                 if !self.is_wrong(Wrong::CopyBeforeLink) {
                     self.copy_ptes(new, mm);
                 } else if !self.vma(new).wipe {
                     self.fork_anon(new, parent);
                 }
-                Some(Busy::Fork(child, vmas, fails))
+                Some(Step::Fork(fork))
             }
-            Busy::Fail(child, 0) => {
+            Step::Fail(child, 0) => {
                 self.zap(child, 0, SPAN);
-                Some(Busy::Fail(child, 1))
+                Some(Step::Fail(child, 1))
             }
-            Busy::Fail(child, 1) => {
+            Step::Fail(child, 1) => {
                 for id in self.own_vmas(child) {
                     self.unlink(id);
                 }
-                Some(Busy::Fail(child, 2))
+                Some(Step::Fail(child, 2))
             }
-            Busy::Fail(child, _) => {
+            Step::Fail(child, _) => {
                 self.detach(child);
                 self.bury(child);
                 None
             }
-            Busy::Move(source, to, done, len, keep) if done < len => {
-                let from = self.vma(source).start + done;
-                if let Some(pte) = self.mms[mm].ptes.remove(&from) {
-                    self.mms[mm].ptes.insert(to + done, pte);
-                }
-                Some(Busy::Move(source, to, done + 1, len, keep))
+            Step::Remap(remap) => {
+                self.copy_vma(mm, &remap);
+                Some(Step::Pages(remap, 0))
             }
-            Busy::Move(source, _, _, _, true) => {
-                self.unlink(source);
-                let vma = self.vma_mut(source);
-                vma.pgoff = vma.start;
+            Step::Pages(remap, done) if done < remap.len => {
+                if let Some(pte) = self.mms[mm].ptes.remove(&(remap.from + done)) {
+                    self.mms[mm].ptes.insert(remap.to + done, pte);
+                }
+                Some(Step::Pages(remap, done + 1))
+            }
+            Step::Pages(remap, _) if remap.keep => {
+                let id = self.find(mm, remap.from).expect("it was kept");
+                let Vma { start, end, .. } = *self.vma(id);
+                if (start, end) == (remap.from, remap.from + remap.len) {
+                    self.unlink(id);
+                    self.vma_mut(id).pgoff = start;
+                }
                 None
             }
-            Busy::Move(source, ..) => Some(Busy::Mark(vec![source], false)),
-            Busy::Exit(step) => {
+            Step::Pages(
+                Remap {
+                    from, len, stays, ..
+                },
+                _,
+            ) => {
+                let how = if stays { Unmap::Fails } else { Unmap::Within };
+                Some(Step::Gather(from, from + len, how))
+            }
+            Step::Exit(step) => {
                 match (step, self.is_wrong(Wrong::DetachBeforeZap)) {
                     (0, false) | (1, true) => self.zap(mm, 0, SPAN),
                     (0, true) | (1, false) => self.detach(mm),
                     _ => self.bury(mm),
                 }
-                (step < 2).then_some(Busy::Exit(step + 1))
+                (step < 2).then_some(Step::Exit(step + 1))
             }
         };
+        self.mms[mm].steps.extend(next);
+    }
+
+    /// vm_area_dup() for fork.
+    fn copy_for(&mut self, child: MmId, parent: VmaId) -> VmaId {
+        self.add_vma(Vma {
+            mm: child,
+            anon: Av::None,
+            chain: Chain::Empty,
+            ..*self.vma(parent)
+        })
     }
 
     fn step_and_judge(&mut self, mm: MmId) -> Outcome {
@@ -1496,7 +1760,7 @@ impl World {
     }
 
     fn finish(&mut self, mm: MmId) -> Outcome {
-        while self.mms[mm].busy.is_some() {
+        while self.mms[mm].is_busy() {
             self.step_and_judge(mm)?;
         }
         Ok(())
@@ -1514,13 +1778,13 @@ impl World {
     }
 
     fn exit(&mut self, mm: MmId) {
-        self.mms[mm].busy = Some(Busy::Exit(0));
+        self.mms[mm].steps.push(Step::Exit(0));
         self.counts.exits += 1;
     }
 
     /// Does one operation, and judges.
     pub(super) fn apply(&mut self, op: Op) -> Outcome {
-        let Op { kind, a, b, c } = op;
+        let Op { kind, a, b, c, d } = op;
         let at = b as usize % SPAN;
         let len = 1 + c as usize % 8;
         if self.living() == 0 {
@@ -1529,7 +1793,16 @@ impl World {
         let mm = self.pick(a);
         // Most operations are of use where something is.
         let place = mm.map_or(0, |mm| self.place(mm, b));
-        let to = mm.map_or(0, |mm| self.room(mm, c as usize % SPAN, len));
+        // mremap lets what it moves grow in one case of four.
+        let new_len = len + (d as usize / 4 % 8).saturating_sub(5);
+        let remap = Remap {
+            from: place,
+            len,
+            to: mm.map_or(0, |mm| self.room(mm, c as usize % SPAN, new_len)),
+            new_len,
+            keep: false,
+            stays: d / 32 == 0,
+        };
         match (kind, mm) {
             (Kind::Mmap, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, false),
             (Kind::MmapWipe, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, true),
@@ -1546,25 +1819,54 @@ impl World {
             }
             (Kind::Fork, Some(mm)) => {
                 let fails = (b % 8 == 0).then_some(c as usize);
-                self.start_fork(mm, fails);
+                self.start_fork(mm, fails, d % 2 == 0);
             }
             (Kind::Exit, Some(mm)) => self.exit(mm),
-            (Kind::Munmap, Some(mm)) => self.start_munmap(mm, place, len, false),
-            (Kind::MunmapFails, Some(mm)) => self.start_munmap(mm, place, len, true),
+            (Kind::Munmap, Some(mm)) => self.start_munmap(mm, place, len, Unmap::Alone),
+            (Kind::MunmapFails, Some(mm)) => self.start_munmap(mm, place, len, Unmap::Fails),
             (Kind::Split, Some(mm)) => self.split_at(mm, place),
             (Kind::Merge, Some(mm)) => {
                 let starts: Vec<usize> = self.mms[mm].tree.keys().copied().collect();
                 if let Some(&start) = starts.get(b as usize % starts.len().max(1)) {
-                    self.merge_at(mm, start, c % 2 == 0);
+                    self.merge_at(mm, start, c % 3);
                 }
             }
-            (Kind::Mremap, Some(mm)) => self.start_move(mm, place, len, to, false),
-            (Kind::MremapKeep, Some(mm)) => self.start_move(mm, place, len, to, true),
+            (Kind::Mremap, Some(mm)) => self.start_move(mm, remap),
+            (Kind::MremapFixed, Some(mm)) => {
+                let to = c as usize % SPAN;
+                self.start_move_onto(mm, Remap { to, ..remap });
+            }
+            (Kind::MremapGrow, Some(mm)) => self.grow(mm, place, 1 + d as usize % 4),
+            (Kind::MremapKeep, Some(mm)) => {
+                let keep = Remap {
+                    new_len: len,
+                    keep: true,
+                    ..remap
+                };
+                if d % 4 == 0 {
+                    let to = c as usize % SPAN;
+                    self.start_move_onto(mm, Remap { to, ..keep });
+                } else {
+                    self.start_move(mm, keep);
+                }
+            }
             (Kind::MoveHome, Some(mm)) => {
                 let away = |vma: &&Vma| vma.mm == mm && vma.pgoff != vma.start;
                 let vmas = self.mms[mm].tree.values().map(|&id| self.vma(id));
                 if let Some(vma) = vmas.filter(away).last().copied() {
-                    self.start_move(mm, vma.start, vma.end - vma.start, vma.pgoff, false);
+                    let len = vma.end - vma.start;
+                    let home = Remap {
+                        from: vma.start,
+                        len,
+                        to: vma.pgoff,
+                        new_len: len,
+                        ..remap
+                    };
+                    if d % 4 == 0 {
+                        self.start_move_onto(mm, home);
+                    } else {
+                        self.start_move(mm, home);
+                    }
                 }
             }
             (Kind::UffdMove, Some(mm)) => self.uffd_move(mm, place, self.place(mm, c)),
@@ -1591,7 +1893,7 @@ impl World {
             }
             (Kind::Step, _) => self.progress(b)?,
             (Kind::Finish, _) => {
-                let busy = self.mms.iter().position(|mm| mm.busy.is_some());
+                let busy = self.mms.iter().position(Mm::is_busy);
                 match busy {
                     Some(mm) if b % 4 != 0 => self.finish(mm)?,
                     _ => self.finish_walk()?,
@@ -1600,7 +1902,7 @@ impl World {
             (Kind::Mode, _) => self.mode.set(Mode::from(c % 2 == 0)),
             (Kind::Chain, Some(mut mm)) => {
                 for _ in 0..MAX_ORPHANS + 2 {
-                    let Some(child) = self.start_fork(mm, None) else {
+                    let Some(child) = self.start_fork(mm, None, false) else {
                         break;
                     };
                     self.finish(mm)?;
@@ -1620,7 +1922,7 @@ impl World {
     /// One step of one of those that are in the middle of something.
     fn progress(&mut self, which: u8) -> Outcome {
         let busy: Vec<MmId> = (0..self.mms.len())
-            .filter(|&id| self.mms[id].busy.is_some())
+            .filter(|&id| self.mms[id].is_busy())
             .collect();
         let count = busy.len() + self.walks.len();
         if count == 0 {

@@ -42,7 +42,7 @@ use std::{
 const LENGTH: usize = 160;
 
 /// What operations there are, and how often.
-const KINDS: [(u32, Kind); 23] = [
+const KINDS: [(u32, Kind); 25] = [
     (6, Kind::Mmap),
     (1, Kind::MmapWipe),
     (10, Kind::Fault),
@@ -55,6 +55,8 @@ const KINDS: [(u32, Kind); 23] = [
     (3, Kind::Split),
     (3, Kind::Merge),
     (3, Kind::Mremap),
+    (2, Kind::MremapFixed),
+    (2, Kind::MremapGrow),
     (1, Kind::MremapKeep),
     (2, Kind::MoveHome),
     (2, Kind::UffdMove),
@@ -85,9 +87,9 @@ fn kinds() -> impl Strategy<Value = Kind> {
 }
 
 fn sequences() -> impl Strategy<Value = Vec<Op>> {
-    let op = (kinds(), any::<u8>(), any::<u8>(), any::<u8>());
+    let op = (kinds(), any::<[u8; 4]>());
     vec(
-        op.prop_map(|(kind, a, b, c)| Op { kind, a, b, c }),
+        op.prop_map(|(kind, [a, b, c, d])| Op { kind, a, b, c, d }),
         1..LENGTH,
     )
 }
