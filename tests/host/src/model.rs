@@ -176,12 +176,24 @@ struct Vma {
     wipe: bool,
 }
 
+/// `mmap_lock`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Lock {
+    /// Nobody holds it for longer than an operation takes that is one step.
+    #[default]
+    Free,
+    /// The task that has steps to do holds it for reading.
+    Read,
+    /// That task holds it for writing.
+    Write,
+}
+
 /// How a munmap ends.
 #[derive(Clone, Copy, Debug)]
 enum Unmap {
-    /// By itself.
+    /// By itself: it downgrades `mmap_lock` when the tree is changed.
     Alone,
-    /// It is a part of mremap.
+    /// It is a part of mremap, which does not.
     Within,
     /// The tree cannot be changed.
     Fails,
@@ -211,7 +223,7 @@ struct Forking {
     rooted: bool,
 }
 
-/// What a task does next that holds `mmap_lock` for writing.
+/// What a task does next that has taken `mmap_lock` for writing.
 #[derive(Debug)]
 enum Step {
     /// munmap: VMAs of a range are split off, marked,
@@ -219,7 +231,7 @@ enum Step {
     Mark(Vec<VmaId>, Unmap),
     /// leave the tree (or the marks are taken back), are zapped and unlinked.
     Undo(Vec<VmaId>),
-    Remove(Vec<VmaId>),
+    Remove(Vec<VmaId>, Unmap),
     Zap(Vec<VmaId>),
     Unlink(Vec<VmaId>),
     /// fork: the next VMA is put into the child's tree,
@@ -241,6 +253,10 @@ struct Mm {
     root: Option<RootId>,
     /// What a task has to do yet, the next thing last.
     steps: Vec<Step>,
+    lock: Lock,
+    /// vma_start_write(): the VMAs whose own lock is taken until `mmap_lock` is not held for
+    /// writing any more.
+    locked: BTreeSet<VmaId>,
     /// Fork has finished it.
     born: bool,
     live: bool,
@@ -258,6 +274,12 @@ impl Mm {
 
     fn is_busy(&self) -> bool {
         !self.steps.is_empty()
+    }
+
+    /// A task takes `mmap_lock` for writing, and has this to do.
+    fn start(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.steps.extend(steps);
+        self.lock = Lock::Write;
     }
 }
 
@@ -340,6 +362,11 @@ pub(super) struct Counts {
     pub(super) steps: u64,
     pub(super) walks: u64,
     pub(super) mappings: u64,
+    /// Page faults that changed an entry while the mm was in the middle of a munmap that has
+    /// downgraded `mmap_lock`, of a fork, of mremap or a munmap that has not.
+    pub(super) beside_munmap: u64,
+    pub(super) beside_fork: u64,
+    pub(super) beside_others: u64,
     pub(super) forks: u64,
     pub(super) exits: u64,
     pub(super) unmaps: u64,
@@ -371,6 +398,9 @@ impl Counts {
         self.steps += other.steps;
         self.walks += other.walks;
         self.mappings += other.mappings;
+        self.beside_munmap += other.beside_munmap;
+        self.beside_fork += other.beside_fork;
+        self.beside_others += other.beside_others;
         self.forks += other.forks;
         self.exits += other.exits;
         self.unmaps += other.unmaps;
@@ -398,6 +428,9 @@ impl Counts {
             self.steps,
             self.walks,
             self.mappings,
+            self.beside_munmap,
+            self.beside_fork,
+            self.beside_others,
             self.forks,
             self.exits,
             self.unmaps,
@@ -893,13 +926,49 @@ impl World {
 
 /// Memory management, as simple as it can be.
 impl World {
-    /// An mm that can do something new.
+    /// An mm whose `mmap_lock` can be taken for writing.
     fn pick(&self, a: u8) -> Option<MmId> {
         let idle = |mm: &Mm| mm.live && mm.born && !mm.is_busy();
         let idle: Vec<MmId> = (0..self.mms.len())
             .filter(|&id| idle(&self.mms[id]))
             .collect();
         (!idle.is_empty()).then(|| idle[a as usize % idle.len()])
+    }
+
+    /// An mm in which there may be a page fault, and places in it where there may.
+    fn pick_faulting(&self, a: u8) -> Option<(MmId, Vec<usize>)> {
+        let places = |mm: MmId| -> Vec<usize> {
+            let vmas = self.mms[mm].tree.values().copied();
+            vmas.filter(|&id| self.may_fault(id))
+                .flat_map(|id| self.vma(id).start..self.vma(id).end)
+                .collect()
+        };
+        let mut mms: Vec<_> = (0..self.mms.len())
+            .filter(|&id| self.mms[id].live && self.mms[id].born)
+            .map(|id| (id, places(id)))
+            .filter(|(_, places)| !places.is_empty())
+            .collect();
+        (!mms.is_empty()).then(|| mms.swap_remove(a as usize % mms.len()))
+    }
+
+    /// Whether a page fault in the VMA goes on.
+    fn may_fault(&self, id: VmaId) -> bool {
+        let vma = self.vma(id);
+        let mm = &self.mms[vma.mm];
+        match (mm.lock, mm.steps.last()) {
+            // Of those who would have faults, nobody is there any more.
+            (_, Some(Step::Exit(_))) => false,
+            (Lock::Free | Lock::Read, _) => true,
+            // With the lock of the VMA alone. __vmf_anon_prepare() takes `mmap_lock` for the first.
+            (Lock::Write, _) => vma.anon != Av::None && !mm.locked.contains(&id),
+        }
+    }
+
+    fn lock(&mut self, vmas: impl IntoIterator<Item = VmaId>) {
+        for id in vmas {
+            let mm = self.vma(id).mm;
+            self.mms[mm].locked.insert(id);
+        }
     }
 
     fn living(&self) -> usize {
@@ -957,6 +1026,7 @@ impl World {
             chain: Chain::Empty,
             ..vma
         });
+        self.lock([old, new]);
         self.clone_anon(new, old, false);
         self.vma_mut(old).end = page;
         self.mms[mm].tree.insert(page, new);
@@ -981,6 +1051,7 @@ impl World {
     /// commit_merge(): `to` has the range from now on, and `gone` are freed.
     fn commit_merge(&mut self, to: VmaId, gone: &[VmaId], start: usize, end: usize, pgoff: usize) {
         let vma = *self.vma(to);
+        self.lock(gone.iter().copied().chain([to]));
         for &id in gone {
             let start = self.vma(id).start;
             self.unlink(id);
@@ -1025,7 +1096,7 @@ impl World {
     }
 
     /// vma_merge_existing_range(): merges the VMA at `page` into the one before, into the one
-    /// behind, or all three.
+    /// behind, or all three: `how` is 0, 1 or more.
     fn merge_at(&mut self, mm: MmId, page: usize, how: u8) {
         let Some(middle) = self.find(mm, page) else {
             return;
@@ -1040,13 +1111,12 @@ impl World {
                 && prev.is_none_or(|prev| self.vma(prev).anon.goes_with(anon))
         });
         match (prev, next) {
-            (None, None) => return,
-            (Some(prev), None) => {
+            (Some(prev), None) if how < 2 => {
                 self.dup_anon(prev, middle);
                 let Vma { start, pgoff, .. } = *self.vma(prev);
                 self.commit_merge(prev, &[middle], start, vma.end, pgoff);
             }
-            (None, Some(next)) => {
+            (None, Some(next)) if how < 2 => {
                 self.dup_anon(next, middle);
                 let end = self.vma(next).end;
                 self.commit_merge(next, &[middle], vma.start, end, vma.pgoff);
@@ -1059,6 +1129,7 @@ impl World {
                 self.commit_merge(prev, &[middle, next], start, end, pgoff);
                 self.counts.threes += 1;
             }
+            _ => return,
         }
         self.counts.merges += 1;
     }
@@ -1102,9 +1173,11 @@ impl World {
         let Some(id) = self.find(mm, at) else {
             return Ok(());
         };
+        assert!(self.may_fault(id), "a fault that has to wait goes on");
         self.prepare(id);
         let vma = *self.vma(id);
-        match self.mms[mm].ptes.get(&at).copied() {
+        let before = self.mms[mm].ptes.get(&at).copied();
+        match before {
             None => {
                 let start = at / LARGE * LARGE;
                 let fits = start >= vma.start && start + LARGE <= vma.end;
@@ -1122,10 +1195,13 @@ impl World {
                 let ptes = (0..pages).map(|page| (start + page, Pte::Page(folio, page, true)));
                 self.mms[mm].ptes.extend(ptes);
             }
-            Some(Pte::Page(folio, page, false)) if write && !self.folios[folio].locked => {
+            Some(Pte::Page(folio, page, false)) if write => {
                 let places = self.scan(folio);
-                let small = self.folios[folio].pages == 1;
-                let alone = places.iter().all(|place| place.0 == mm) && !self.cached(folio);
+                let Folio { pages, locked, .. } = self.folios[folio];
+                let small = pages == 1;
+                let alone = places.iter().all(|place| place.0 == mm);
+                // Who has it locked, or in the swap cache, has a reference.
+                let alone = alone && !locked && !self.cached(folio);
                 // A large folio that is reused keeps the root that it names.
                 let pte = if alone && (places.len() == 1 || !small) {
                     if let (Av::Root(root), true) = (vma.anon, small) {
@@ -1155,6 +1231,16 @@ impl World {
                 self.counts.swaps += 1;
             }
             _ => (),
+        }
+        if self.mms[mm].ptes.get(&at).copied() != before {
+            let Mm { lock, steps, .. } = &self.mms[mm];
+            let counts = &mut self.counts;
+            match (lock, steps.last()) {
+                (Lock::Free, _) => (),
+                (Lock::Read, _) => counts.beside_munmap += 1,
+                (Lock::Write, Some(Step::Fork(_) | Step::Copy(..))) => counts.beside_fork += 1,
+                (Lock::Write, _) => counts.beside_others += 1,
+            }
         }
         Ok(())
     }
@@ -1218,6 +1304,8 @@ impl World {
         let Some(target) = self.find(mm, to) else {
             return;
         };
+        let source = self.find(mm, from).expect("it has an entry");
+        assert!(self.may_fault(target) && self.may_fault(source));
         let Folio { pages, locked, .. } = self.folios[folio];
         if pages > 1 || locked || self.cached(folio) || self.mms[mm].ptes.contains_key(&to) {
             return;
@@ -1411,7 +1499,7 @@ impl World {
 
     fn start_munmap(&mut self, mm: MmId, start: usize, len: usize, how: Unmap) {
         let end = (start + len).min(SPAN);
-        self.mms[mm].steps.push(Step::Gather(start, end, how));
+        self.mms[mm].start([Step::Gather(start, end, how)]);
         self.counts.unmaps += 1;
     }
 
@@ -1424,7 +1512,7 @@ impl World {
         remap.len = remap.len.min(self.vma(id).end - remap.from);
         remap.new_len = remap.len + grows;
         if self.is_free(mm, remap.to, remap.new_len) {
-            self.mms[mm].steps.push(Step::Remap(remap));
+            self.mms[mm].start([Step::Remap(remap)]);
             self.counts.moves += 1;
         }
     }
@@ -1465,7 +1553,7 @@ impl World {
             };
             let end = piece.to + piece.new_len;
             let unmap = Step::Gather(piece.to, end, Unmap::Within);
-            self.mms[mm].steps.extend([Step::Remap(piece), unmap]);
+            self.mms[mm].start([Step::Remap(piece), unmap]);
             self.counts.moves += 1;
             self.counts.fixed += u64::from(!self.is_free(mm, piece.to, piece.new_len));
         }
@@ -1507,6 +1595,7 @@ impl World {
     fn copy_vma(&mut self, mm: MmId, remap: &Remap) {
         let Remap { from, to, keep, .. } = *remap;
         let id = self.find(mm, from).expect("only the target was unmapped");
+        self.lock([id]);
         let source = *self.vma(id);
         let unfaulted = source.anon == Av::None;
         let new = Vma {
@@ -1530,6 +1619,7 @@ impl World {
                     anon: Av::None,
                     ..new
                 });
+                self.lock([new]);
                 self.clone_anon(new, id, true);
                 self.mms[mm].tree.insert(to, new);
             }
@@ -1559,7 +1649,7 @@ impl World {
             fails,
             rooted,
         };
-        self.mms[parent].steps.push(Step::Fork(fork));
+        self.mms[parent].start([Step::Fork(fork)]);
         self.counts.forks += 1;
         Some(child)
     }
@@ -1599,6 +1689,7 @@ impl World {
                 self.split_at(mm, end);
                 let vmas = self.mms[mm].tree.range(start..end).map(|vma| *vma.1);
                 let vmas: Vec<VmaId> = vmas.collect();
+                self.lock(vmas.iter().copied());
                 (!vmas.is_empty()).then_some(Step::Mark(vmas, how))
             }
             Step::Mark(vmas, how) => {
@@ -1614,7 +1705,7 @@ impl World {
                 }
                 Some(match how {
                     Unmap::Fails => Step::Undo(vmas),
-                    _ => Step::Remove(vmas),
+                    _ => Step::Remove(vmas, how),
                 })
             }
             Step::Undo(vmas) => {
@@ -1627,10 +1718,13 @@ impl World {
                 }
                 None
             }
-            Step::Remove(vmas) => {
+            Step::Remove(vmas, how) => {
                 for &id in &vmas {
                     let start = self.vma(id).start;
                     self.mms[mm].tree.remove(&start);
+                }
+                if let Unmap::Alone = how {
+                    self.mms[mm].lock = Lock::Read;
                 }
                 Some(Step::Zap(vmas))
             }
@@ -1666,6 +1760,7 @@ impl World {
                     None
                 }
                 Some(parent) => {
+                    self.lock([parent]);
                     let new = self.copy_for(fork.child, parent);
                     let start = self.vma(new).start;
                     self.mms[fork.child].tree.insert(start, new);
@@ -1741,6 +1836,12 @@ impl World {
             }
         };
         self.mms[mm].steps.extend(next);
+        if !self.mms[mm].is_busy() {
+            self.mms[mm].lock = Lock::Free;
+        }
+        if self.mms[mm].lock != Lock::Write {
+            self.mms[mm].locked.clear();
+        }
     }
 
     /// vm_area_dup() for fork.
@@ -1778,7 +1879,7 @@ impl World {
     }
 
     fn exit(&mut self, mm: MmId) {
-        self.mms[mm].steps.push(Step::Exit(0));
+        self.mms[mm].start([Step::Exit(0)]);
         self.counts.exits += 1;
     }
 
@@ -1791,6 +1892,8 @@ impl World {
             self.mms.push(Mm::first());
         }
         let mm = self.pick(a);
+        let (faulting, places) = self.pick_faulting(a).unwrap_or_default();
+        let fault = |at: u8| places.get(at as usize % places.len().max(1)).copied();
         // Most operations are of use where something is.
         let place = mm.map_or(0, |mm| self.place(mm, b));
         // mremap lets what it moves grow in one case of four.
@@ -1806,15 +1909,23 @@ impl World {
         match (kind, mm) {
             (Kind::Mmap, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, false),
             (Kind::MmapWipe, Some(mm)) => self.mmap(mm, self.room(mm, at, len), len, true),
-            (Kind::Fault, Some(mm)) => self.fault(mm, place, false, false)?,
-            (Kind::FaultLarge, Some(mm)) => self.fault(mm, place, true, true)?,
-            (Kind::Write, Some(mm)) => self.fault(mm, place, true, false)?,
-            (Kind::SwapIn, Some(mm)) => {
-                let swapped = |pte: &(&usize, &Pte)| matches!(pte.1, Pte::Swap(..));
-                let ptes = self.mms[mm].ptes.iter().filter(swapped);
-                let places: Vec<usize> = ptes.map(|pte| *pte.0).collect();
-                if let Some(&place) = places.get(b as usize % places.len().max(1)) {
-                    self.fault(mm, place, c % 2 == 0, false)?;
+            (Kind::Fault | Kind::FaultLarge | Kind::Write, _) => {
+                if let Some(at) = fault(b) {
+                    let large = kind == Kind::FaultLarge;
+                    self.fault(faulting, at, kind != Kind::Fault, large)?;
+                }
+            }
+            (Kind::SwapIn, _) => {
+                let ptes = &self.mms[faulting].ptes;
+                let swapped = |at: &&usize| matches!(ptes.get(at), Some(Pte::Swap(..)));
+                let places: Vec<usize> = places.iter().filter(swapped).copied().collect();
+                if let Some(&at) = places.get(b as usize % places.len().max(1)) {
+                    self.fault(faulting, at, c % 2 == 0, false)?;
+                }
+            }
+            (Kind::UffdMove, _) => {
+                if let (Some(from), Some(to)) = (fault(b), fault(c)) {
+                    self.uffd_move(faulting, from, to);
                 }
             }
             (Kind::Fork, Some(mm)) => {
@@ -1827,8 +1938,11 @@ impl World {
             (Kind::Split, Some(mm)) => self.split_at(mm, place),
             (Kind::Merge, Some(mm)) => {
                 let starts: Vec<usize> = self.mms[mm].tree.keys().copied().collect();
-                if let Some(&start) = starts.get(b as usize % starts.len().max(1)) {
-                    self.merge_at(mm, start, c % 3);
+                let first = b as usize % starts.len().max(1);
+                // Three that go together are not often there.
+                let tries = if c % 4 < 2 { 1 } else { starts.len() };
+                for at in starts.iter().cycle().skip(first).take(tries) {
+                    self.merge_at(mm, *at, c % 4);
                 }
             }
             (Kind::Mremap, Some(mm)) => self.start_move(mm, remap),
@@ -1836,7 +1950,15 @@ impl World {
                 let to = c as usize % SPAN;
                 self.start_move_onto(mm, Remap { to, ..remap });
             }
-            (Kind::MremapGrow, Some(mm)) => self.grow(mm, place, 1 + d as usize % 4),
+            (Kind::MremapGrow, Some(mm)) => {
+                // Also by what is free up to the next one.
+                let end = self.find(mm, place).map_or(0, |id| self.vma(id).end);
+                let next = self.mms[mm].tree.range(end..).next();
+                let gap = next
+                    .map(|next| next.0 - end)
+                    .filter(|gap| d % 2 == 0 && *gap > 0);
+                self.grow(mm, place, gap.unwrap_or(1 + d as usize % 4));
+            }
             (Kind::MremapKeep, Some(mm)) => {
                 let keep = Remap {
                     new_len: len,
@@ -1869,7 +1991,6 @@ impl World {
                     }
                 }
             }
-            (Kind::UffdMove, Some(mm)) => self.uffd_move(mm, place, self.place(mm, c)),
             (Kind::SwapOut, _) => {
                 if let Some(folio) = self.pick_folio(a) {
                     self.start_swap_out(folio);
@@ -1912,6 +2033,9 @@ impl World {
                 }
             }
             (_, None) => (),
+        }
+        if let Some(mm) = mm.filter(|&mm| !self.mms[mm].is_busy()) {
+            self.mms[mm].locked.clear();
         }
         if c % 4 == 0 {
             self.work()?;
