@@ -96,10 +96,14 @@ pub(super) enum Wrong {
     StopWithoutProof,
     /// Unmapping stops when one page was unmapped.
     StopAfterOne,
+    /// A root that is contended is skipped together with its children.
+    SkippedWithChildren,
+    /// A walk that cannot have the lock of its first root goes on to the next.
+    StartSkipped,
 }
 
 impl Wrong {
-    pub(super) const ALL: [Wrong; 16] = [
+    pub(super) const ALL: [Wrong; 18] = [
         Wrong::NoChildren,
         Wrong::ChildrenFirst,
         Wrong::NoParent,
@@ -116,6 +120,8 @@ impl Wrong {
         Wrong::ForeignForgotten,
         Wrong::StopWithoutProof,
         Wrong::StopAfterOne,
+        Wrong::SkippedWithChildren,
+        Wrong::StartSkipped,
     ];
 
     /// What has to be seen of it: a part of the message.
@@ -134,6 +140,8 @@ impl Wrong {
             Wrong::StopWithoutProof => "a walk that restores has left",
             Wrong::ChildrenFirst | Wrong::StopAfterOne => "a walk that unmaps has left",
             Wrong::SwapInNamesOwnRoot => "comes back to root",
+            Wrong::SkippedWithChildren => "hides",
+            Wrong::StartSkipped => "goes on without its first root",
         }
     }
 }
@@ -389,6 +397,11 @@ pub(super) struct Counts {
     pub(super) unmapped: u64,
     pub(super) restored: u64,
     pub(super) swaps: u64,
+    /// Walks that only try to get locks, roots that they skipped and went on behind, and mappings
+    /// that this has hidden.
+    pub(super) tried: u64,
+    pub(super) skipped: u64,
+    pub(super) hidden: u64,
     pub(super) foreign: u64,
     pub(super) deepest: usize,
 }
@@ -418,6 +431,9 @@ impl Counts {
         self.unmapped += other.unmapped;
         self.restored += other.restored;
         self.swaps += other.swaps;
+        self.tried += other.tried;
+        self.skipped += other.skipped;
+        self.hidden += other.hidden;
         self.foreign += other.foreign;
         self.deepest = self.deepest.max(other.deepest);
     }
@@ -448,6 +464,9 @@ impl Counts {
             self.unmapped,
             self.restored,
             self.swaps,
+            self.tried,
+            self.skipped,
+            self.hidden,
             self.foreign,
         ];
         some.iter().all(|&count| count > 0) && self.deepest > 2
@@ -478,6 +497,7 @@ pub(super) enum Kind {
     SwapOut,
     DropCache,
     Migrate,
+    Referenced,
     Step,
     Finish,
     Mode,
@@ -493,8 +513,8 @@ pub(super) struct Op {
     pub(super) d: u8,
 }
 
-/// The tree of roots as a walk sees it.
-struct Tree<'a>(&'a World);
+/// The tree of roots as a walk sees it, maybe without the children of one of them.
+struct Tree<'a>(&'a World, Option<RootId>);
 
 impl Family for Tree<'_> {
     type Root = RootId;
@@ -504,6 +524,9 @@ impl Family for Tree<'_> {
     }
 
     unsafe fn pin_child(&self, parent: RootId, after: Option<RootId>) -> Option<RootId> {
+        if self.1 == Some(parent) {
+            return None;
+        }
         let after = after.map(|root| NonNull::from(&*self.0.roots[root]));
         let list = self.0.roots[parent].children.borrow();
         // SAFETY: Roots live as long as the world; `after` or a descendant is pinned.
@@ -868,7 +891,7 @@ impl World {
             return order;
         }
         let mut cur = start;
-        while let Some(next) = family::successor(&Tree(self), start, cur) {
+        while let Some(next) = family::successor(&Tree(self, None), start, cur) {
             if cur != start {
                 self.put(cur);
             }
@@ -1337,6 +1360,71 @@ impl World {
         mapped.into_iter().nth(a as usize % count)
     }
 
+    /// folio_referenced(), in one step: who tries to get a lock, and gets none of those of some
+    /// roots. It has to find what is in the others; nothing, if its first root is contended.
+    fn referenced(&mut self, folio: FolioId, contended: u8) -> Outcome {
+        let Folio {
+            root, index, pages, ..
+        } = self.folios[folio];
+        let start = root.expect("picked for having a root");
+        let contended = |root: RootId| contended >> (root % 8) & 1 == 1;
+        let mut wanted = self.scan(folio);
+        let mut found = Vec::new();
+        if contended(start) {
+            wanted.clear();
+        }
+        if !contended(start) || self.is_wrong(Wrong::StartSkipped) {
+            let mut cur = start;
+            loop {
+                let skipped = contended(cur);
+                if !skipped {
+                    for vma in self.visit(cur, index, pages) {
+                        found.extend(self.places(vma, folio));
+                    }
+                }
+                // walk.rs, descend(): the children are asked all the same.
+                let barren = skipped && self.is_wrong(Wrong::SkippedWithChildren);
+                let tree = Tree(self, barren.then_some(cur));
+                let next = family::successor(&tree, start, cur);
+                if cur != start {
+                    self.put(cur);
+                }
+                self.counts.skipped += u64::from(skipped && next.is_some());
+                match next {
+                    Some(next) => cur = next,
+                    None => break,
+                }
+            }
+        }
+        found.sort_unstable();
+        // Whose root was skipped is not found.
+        let root_of = |&(mm, at): &(MmId, usize)| {
+            let mut vmas = self.vmas.iter().flatten();
+            let here = |vma: &&Vma| vma.mm == mm && (vma.start..vma.end).contains(&at);
+            match vmas.find(here).map(|vma| vma.anon) {
+                Some(Av::Root(root)) => root,
+                other => panic!("a page of a lazy root is in a VMA with {other:?}"),
+            }
+        };
+        let all = wanted.len();
+        wanted.retain(|place| !contended(root_of(place)));
+        self.counts.hidden += (all - wanted.len()) as u64;
+        self.counts.tried += 1;
+
+        if contended(start) && !found.is_empty() {
+            return Err(format!(
+                "folio {folio}: a walk goes on without its first root, and finds {found:?}"
+            ));
+        }
+        if let Some(missed) = wanted.iter().find(|place| !found.contains(place)) {
+            return Err(format!(
+                "folio {folio}: a contended root hides {missed:?} of {wanted:?}"
+            ));
+        }
+        assert_eq!(found, wanted);
+        Ok(())
+    }
+
     /// try_to_unmap() of a folio that is in the swap cache.
     fn start_swap_out(&mut self, folio: FolioId) {
         if self.cached(folio) {
@@ -1383,7 +1471,7 @@ impl World {
         let next = if done || self.is_wrong(Wrong::NoChildren) {
             None
         } else {
-            family::successor(&Tree(self), start, cur)
+            family::successor(&Tree(self, None), start, cur)
         };
         if cur != start {
             self.put(cur);
@@ -2010,6 +2098,11 @@ impl World {
             (Kind::Migrate, _) => {
                 if let Some(folio) = self.pick_folio(a) {
                     self.start_migration(folio);
+                }
+            }
+            (Kind::Referenced, _) => {
+                if let Some(folio) = self.pick_folio(a) {
+                    self.referenced(folio, c)?;
                 }
             }
             (Kind::Step, _) => self.progress(b)?,

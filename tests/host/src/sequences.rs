@@ -42,7 +42,7 @@ use std::{
 const LENGTH: usize = 160;
 
 /// What operations there are, and how often.
-const KINDS: [(u32, Kind); 25] = [
+const KINDS: [(u32, Kind); 26] = [
     (6, Kind::Mmap),
     (1, Kind::MmapWipe),
     (10, Kind::Fault),
@@ -64,6 +64,7 @@ const KINDS: [(u32, Kind); 25] = [
     (3, Kind::SwapIn),
     (2, Kind::DropCache),
     (5, Kind::Migrate),
+    (4, Kind::Referenced),
     (20, Kind::Step),
     (12, Kind::Finish),
     (1, Kind::Mode),
