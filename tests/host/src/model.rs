@@ -78,8 +78,12 @@ pub(super) enum Wrong {
     CopyNeverLinked,
     /// munmap takes Lazy VMAs out of the tree without putting them on the list.
     NoDetachingList,
+    /// munmap that fails leaves its VMAs marked.
+    MarksKept,
     /// exit leaves the root before it zaps.
     DetachBeforeZap,
+    /// So does a fork that fails.
+    FailDetachesFirst,
     /// A shared page that comes back from swap names the root of who faulted.
     SwapInNamesOwnRoot,
     /// A lookup takes a VMA of another mm.
@@ -92,6 +96,8 @@ pub(super) enum Wrong {
     HintKept,
     /// The copy of a foreign VMA is attached to the child's own root.
     ForeignForgotten,
+    /// A foreign VMA holds no reference to its root.
+    ForeignWithoutReference,
     /// Restoring stops when as many pages were restored as the folio has.
     StopWithoutProof,
     /// Unmapping stops when one page was unmapped.
@@ -103,7 +109,7 @@ pub(super) enum Wrong {
 }
 
 impl Wrong {
-    pub(super) const ALL: [Wrong; 18] = [
+    pub(super) const ALL: [Wrong; 21] = [
         Wrong::NoChildren,
         Wrong::ChildrenFirst,
         Wrong::NoParent,
@@ -111,13 +117,16 @@ impl Wrong {
         Wrong::AlwaysNatural,
         Wrong::CopyNeverLinked,
         Wrong::NoDetachingList,
+        Wrong::MarksKept,
         Wrong::DetachBeforeZap,
+        Wrong::FailDetachesFirst,
         Wrong::SwapInNamesOwnRoot,
         Wrong::MmNotChecked,
         Wrong::ChainNotChecked,
         Wrong::FirstVmaOnly,
         Wrong::HintKept,
         Wrong::ForeignForgotten,
+        Wrong::ForeignWithoutReference,
         Wrong::StopWithoutProof,
         Wrong::StopAfterOne,
         Wrong::SkippedWithChildren,
@@ -134,8 +143,11 @@ impl Wrong {
             | Wrong::CopyNeverLinked
             | Wrong::NoDetachingList
             | Wrong::DetachBeforeZap
+            | Wrong::FailDetachesFirst
             | Wrong::FirstVmaOnly
             | Wrong::ForeignForgotten => "the walk misses",
+            Wrong::MarksKept => "is marked, and stays",
+            Wrong::ForeignWithoutReference => "is freed while in use",
             Wrong::MmNotChecked | Wrong::ChainNotChecked | Wrong::HintKept => "the walk has twice",
             Wrong::StopWithoutProof => "a walk that restores has left",
             Wrong::ChildrenFirst | Wrong::StopAfterOne => "a walk that unmaps has left",
@@ -246,7 +258,7 @@ enum Step {
     Fork(Forking),
     /// and the page table of that one is copied.
     Copy(Forking, VmaId),
-    /// A fork that failed: the child is zapped, unlinked, detached.
+    /// A fork that failed: the child is zapped, unlinked, detached, freed.
     Fail(MmId, usize),
     /// mremap: the VMA is copied, then so many of its pages were moved.
     Remap(Remap),
@@ -697,7 +709,9 @@ impl World {
         self.vma_mut(id).chain = Chain::Links;
         self.roots[root].linked.push(id);
         if self.mms[vma.mm].root != Some(root) {
-            self.get(root);
+            if !self.is_wrong(Wrong::ForeignWithoutReference) {
+                self.get(root);
+            }
             self.counts.foreign += 1;
         }
     }
@@ -786,7 +800,8 @@ impl World {
             match self.state(id) {
                 State::Linked => {
                     self.roots[root].linked.retain(|&other| other != id);
-                    if self.mms[vma.mm].root != Some(root) {
+                    let foreign = self.mms[vma.mm].root != Some(root);
+                    if foreign && !self.is_wrong(Wrong::ForeignWithoutReference) {
                         self.put(root);
                     }
                 }
@@ -906,6 +921,14 @@ impl World {
 
     /// Walks every folio, and compares.
     fn judge(&mut self) -> Outcome {
+        for (id, mm) in self.mms.iter().enumerate() {
+            let leaving = matches!(mm.steps.last(), Some(Step::Remove(..) | Step::Undo(_)));
+            let marked = |vma: &&VmaId| self.vma(**vma).chain == Chain::Detaching;
+            // A child's tree begins as a copy of the parent's.
+            if let (Some(vma), true) = (mm.tree.values().find(marked), mm.born && !leaving) {
+                return Err(format!("VMA {vma} of mm {id} is marked, and stays"));
+            }
+        }
         let mut ptes: BTreeMap<FolioId, Vec<(MmId, usize)>> = BTreeMap::new();
         for (id, mm) in self.mms.iter().enumerate() {
             for (&at, pte) in &mm.ptes {
@@ -1798,7 +1821,8 @@ impl World {
             }
             Step::Undo(vmas) => {
                 for &id in &vmas {
-                    if self.state(id) == State::Detaching {
+                    let undo = !self.is_wrong(Wrong::MarksKept);
+                    if undo && self.state(id) == State::Detaching {
                         let root = self.mms[mm].root.expect("a Detaching VMA has a root");
                         self.roots[root].detaching.retain(|&other| other != id);
                         self.vma_mut(id).chain = Chain::Empty;
@@ -1871,20 +1895,18 @@ impl World {
                 }
                 Some(Step::Fork(fork))
             }
-            Step::Fail(child, 0) => {
-                self.zap(child, 0, SPAN);
-                Some(Step::Fail(child, 1))
-            }
-            Step::Fail(child, 1) => {
-                for id in self.own_vmas(child) {
-                    self.unlink(id);
+            Step::Fail(child, step) => {
+                match (step, self.is_wrong(Wrong::FailDetachesFirst)) {
+                    (0, false) | (1, true) => self.zap(child, 0, SPAN),
+                    (0, true) | (2, false) => self.detach(child),
+                    (1, false) | (2, true) => {
+                        for id in self.own_vmas(child) {
+                            self.unlink(id);
+                        }
+                    }
+                    _ => self.bury(child),
                 }
-                Some(Step::Fail(child, 2))
-            }
-            Step::Fail(child, _) => {
-                self.detach(child);
-                self.bury(child);
-                None
+                (step < 3).then_some(Step::Fail(child, step + 1))
             }
             Step::Remap(remap) => {
                 self.copy_vma(mm, &remap);
