@@ -68,6 +68,8 @@ enum Wrong {
     ChildrenFirst,
     /// The walk reads the list of children without the lock that fork links under.
     ListWithoutLock,
+    /// Whatever order that gives, who reads the list must not meet who changes it.
+    ListWhileChanged,
     /// exit leaves the root before it zaps.
     DetachBeforeZap,
     /// exit frees its VMAs before it leaves the root.
@@ -118,7 +120,9 @@ struct Locked {
 struct Root {
     id: usize,
     link: Link<Root>,
-    children: Mutex<Children<Root>>,
+    /// The lock of the list, and the list.
+    lock: Mutex<()>,
+    children: UnsafeCell<Children<Root>>,
     /// The newest child: what a reader without the lock would see of the list.
     newest: AtomicUsize,
     up: UnsafeCell<Option<usize>>,
@@ -191,19 +195,21 @@ impl Family for Tree<'_> {
                 .then_some(newest);
         }
         let after = after.map(|root| NonNull::from(world.root(root)));
-        let list = parent.children.lock().unwrap();
-        // SAFETY: Roots live as long as the world; `after` is pinned, or a descendant of it is, so
-        // that it is in the list.
-        let child = unsafe {
-            list.pin_next(after, |root| {
-                if world.wrong == Some(Wrong::PinUnconditionally) {
-                    root.count.fetch_add(1, AcqRel);
-                    true
-                } else {
-                    root.try_get(world.wrong != Some(Wrong::PinWithoutOrder))
-                }
-            })
+        let pin = |root: &Root| {
+            if world.wrong == Some(Wrong::PinUnconditionally) {
+                root.count.fetch_add(1, AcqRel);
+                true
+            } else {
+                root.try_get(world.wrong != Some(Wrong::PinWithoutOrder))
+            }
         };
+        let lock = world.wrong != Some(Wrong::ListWhileChanged);
+        let _lock = lock.then(|| parent.lock.lock().unwrap());
+        // SAFETY: Roots live as long as the world; `after` is pinned, or a descendant of it is, so
+        // that it is in the list. The lock is held; loom checks that.
+        let child = parent
+            .children
+            .with(|list| unsafe { (*list).pin_next(after, pin) });
         // SAFETY: As above.
         child.map(|root| unsafe { root.as_ref() }.id)
     }
@@ -214,7 +220,8 @@ impl Root {
         Self {
             id,
             link: Link::new(),
-            children: Mutex::new(Children::new()),
+            lock: Mutex::new(()),
+            children: UnsafeCell::new(Children::new()),
             newest: AtomicUsize::new(NOBODY),
             up: UnsafeCell::new(None),
             count: AtomicUsize::new(0),
@@ -320,9 +327,11 @@ impl World {
         // SAFETY: The child is not published yet; loom checks that.
         child.up.with_mut(|up| unsafe { *up = Some(parent.id) });
         child.count.store(1, Release);
-        let mut list = parent.children.lock().unwrap();
-        // SAFETY: In no list yet, and the roots live as long as the world.
-        unsafe { list.push_front(NonNull::from(child)) };
+        let _lock = parent.lock.lock().unwrap();
+        // SAFETY: In no list yet, and the roots live as long as the world. The lock is held.
+        parent
+            .children
+            .with_mut(|list| unsafe { (*list).push_front(NonNull::from(child)) });
         if self.wrong == Some(Wrong::ListWithoutLock) {
             parent.newest.store(child.id, Release);
         }
@@ -446,9 +455,11 @@ impl World {
         }
         let up = root.up();
         if let Some(up) = up {
-            let mut list = self.root(up).children.lock().unwrap();
-            // SAFETY: `link()` put it there.
-            unsafe { list.remove(NonNull::from(root)) };
+            let up = self.root(up);
+            let _lock = up.lock.lock().unwrap();
+            // SAFETY: `link()` put it there. The lock is held.
+            up.children
+                .with_mut(|list| unsafe { (*list).remove(NonNull::from(root)) });
         }
         // SAFETY: loom reports an access that is not ordered with this.
         root.freed.with_mut(|freed| unsafe {
@@ -1058,6 +1069,11 @@ mod found {
     #[test]
     fn list_without_lock() {
         found(Wrong::ListWithoutLock, LEFT, tables);
+    }
+
+    #[test]
+    fn list_while_changed() {
+        found(Wrong::ListWhileChanged, RACE, family);
     }
 
     #[test]
