@@ -76,6 +76,8 @@ enum Wrong {
     DetachTooLate,
     /// munmap takes the VMA out of the tree, and puts it on no list.
     NoDetachingList,
+    /// munmap frees page tables before it unlinks the VMA.
+    UnlinkTooLate,
     /// Who drops the last reference frees at once, also under the lock of a root.
     FreeUnderRootLock,
     /// Freeing does not wait for those who hold the root's lock.
@@ -150,6 +152,8 @@ struct Mm {
     in_tree: AtomicBool,
     /// Whether there is a page table at all; also read without a lock.
     table: AtomicBool,
+    /// The levels above it, which who looks for it goes through.
+    upper: UnsafeCell<()>,
     entry: Mutex<Entry>,
     freed: UnsafeCell<bool>,
 }
@@ -266,6 +270,7 @@ impl World {
                 .map(|id| Mm {
                     in_tree: AtomicBool::new(id == 0),
                     table: AtomicBool::new(id == 0),
+                    upper: UnsafeCell::new(()),
                     entry: Mutex::new(if id == 0 {
                         Entry::Migration
                     } else {
@@ -411,8 +416,17 @@ impl World {
         self.mm(mm).in_tree.store(false, Release);
         self.zap(mm);
         // Unlinked, before the page tables go.
-        self.root(mm).rwsem.write().unwrap().detaching = false;
+        let unlink = || self.root(mm).rwsem.write().unwrap().detaching = false;
+        let late = self.wrong == Some(Wrong::UnlinkTooLate);
+        if !late {
+            unlink();
+        }
         self.mm(mm).table.store(false, Release);
+        // SAFETY: It is a unit. loom reports an access that is not ordered with this.
+        self.mm(mm).upper.with_mut(|upper| unsafe { *upper = () });
+        if late {
+            unlink();
+        }
     }
 
     /// `MADV_DONTNEED`, and the page table is freed with the page: no lock of the root.
@@ -482,6 +496,8 @@ impl World {
         if !mm.in_tree.load(Acquire) && !lock.detaching {
             return;
         }
+        // SAFETY: As in `munmap()`.
+        mm.upper.with(|upper| unsafe { *upper });
         // Without a page table there is nothing to lock.
         if !mm.table.load(Relaxed) {
             return;
@@ -1094,6 +1110,11 @@ mod found {
     #[test]
     fn no_detaching_list() {
         found(Wrong::NoDetachingList, ZAPPED, unmapping);
+    }
+
+    #[test]
+    fn unlink_too_late() {
+        found(Wrong::UnlinkTooLate, RACE, unmapping);
     }
 
     #[test]
