@@ -74,6 +74,12 @@ enum Wrong {
     DetachBeforeZap,
     /// exit frees its VMAs before it leaves the root.
     DetachTooLate,
+    /// A fork that fails leaves the child's root before it zaps.
+    FailDetachesFirst,
+    /// It frees the child's VMAs before it leaves the root.
+    FailDetachesLast,
+    /// A root that is freed stays on the list of its parent.
+    StaysOnList,
     /// munmap takes the VMA out of the tree, and puts it on no list.
     NoDetachingList,
     /// munmap frees page tables before it unlinks the VMA.
@@ -200,6 +206,8 @@ impl Family for Tree<'_> {
         }
         let after = after.map(|root| NonNull::from(world.root(root)));
         let pin = |root: &Root| {
+            // Those that are passed over are looked at, too.
+            let root = world.root(root.id);
             if world.wrong == Some(Wrong::PinUnconditionally) {
                 root.count.fetch_add(1, AcqRel);
                 true
@@ -364,6 +372,16 @@ impl World {
         }
     }
 
+    /// The same, which fails: behind the copy or, if not `stored`, before the VMA is in the tree.
+    fn fork_fails(&self, parent: usize, child: usize, stored: bool) {
+        self.link(parent, child);
+        if stored {
+            self.mm(child).in_tree.store(true, Release);
+            self.copy(parent, child);
+        }
+        self.leave(child, Wrong::FailDetachesFirst, Wrong::FailDetachesLast);
+    }
+
     /// Clears the entry of `mm`.
     fn zap(&self, mm: usize) {
         let mut entry = self.mm(mm).entry.lock().unwrap();
@@ -380,22 +398,24 @@ impl World {
 
     /// The last thread of `mm` exits.
     fn exit(&self, mm: usize) {
-        match self.wrong {
-            Some(Wrong::DetachBeforeZap) => {
-                self.detach(mm);
-                self.zap(mm);
-                self.free_mm(mm);
-            }
-            Some(Wrong::DetachTooLate) => {
-                self.zap(mm);
-                self.free_mm(mm);
-                self.detach(mm);
-            }
-            _ => {
-                self.zap(mm);
-                self.detach(mm);
-                self.free_mm(mm);
-            }
+        self.leave(mm, Wrong::DetachBeforeZap, Wrong::DetachTooLate);
+    }
+
+    /// All that `mm` has is freed. It leaves its root between the entry and the rest or, if one of
+    /// these rules is broken, before or behind that.
+    fn leave(&self, mm: usize, early: Wrong, late: Wrong) {
+        if self.wrong == Some(early) {
+            self.detach(mm);
+        }
+        self.zap(mm);
+        if self.wrong == Some(late) {
+            self.free_mm(mm);
+            self.detach(mm);
+        } else if self.wrong == Some(early) {
+            self.free_mm(mm);
+        } else {
+            self.detach(mm);
+            self.free_mm(mm);
         }
         self.put(mm);
     }
@@ -468,7 +488,8 @@ impl World {
             drop(root.rwsem.write().unwrap());
         }
         let up = root.up();
-        if let Some(up) = up {
+        let listed = up.filter(|_| self.wrong != Some(Wrong::StaysOnList));
+        if let Some(up) = listed {
             let up = self.root(up);
             let _lock = up.lock.lock().unwrap();
             // SAFETY: `link()` put it there. The lock is held.
@@ -673,6 +694,27 @@ fn orphan(wrong: Option<Wrong>) {
 /// It keeps the first one locked.
 fn kept(wrong: Option<Wrong>) {
     orphaned(wrong, true);
+}
+
+/// Two forks that fail, one of them early, and one that does not. The child of the latter is the
+/// newest, so that a walk that sees it has the others yet to come.
+fn failing(wrong: Option<Wrong>) {
+    let world = World::new(wrong, 4, 2);
+    let tasks = {
+        let world = world.clone();
+        thread::spawn(move || {
+            world.fork_fails(0, 1, false);
+            world.fork_fails(0, 2, true);
+            world.fork(0, 3);
+            world.work();
+        })
+    };
+    world.walk();
+    world.work();
+    tasks.join().unwrap();
+    world.put(0);
+    world.work();
+    world.judge(&[0, 3]);
 }
 
 /// munmap in each of three generations.
@@ -1017,6 +1059,11 @@ mod holds {
     }
 
     #[test]
+    fn forks_that_fail() {
+        holds("failing", 5, failing);
+    }
+
+    #[test]
     fn munmap() {
         holds("munmap", 4, unmapping);
     }
@@ -1105,6 +1152,21 @@ mod found {
     #[test]
     fn detach_too_late() {
         found(Wrong::DetachTooLate, RACE, extinction);
+    }
+
+    #[test]
+    fn fail_detaches_first() {
+        found(Wrong::FailDetachesFirst, ZAPPED, failing);
+    }
+
+    #[test]
+    fn fail_detaches_last() {
+        found(Wrong::FailDetachesLast, RACE, failing);
+    }
+
+    #[test]
+    fn stays_on_list() {
+        found(Wrong::StaysOnList, RACE, failing);
     }
 
     #[test]
