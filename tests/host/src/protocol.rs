@@ -80,6 +80,14 @@ enum Wrong {
     FailDetachesLast,
     /// A root that is freed stays on the list of its parent.
     StaysOnList,
+    /// The page table of a foreign VMA is copied before it is linked.
+    ForeignBeforeLink,
+    /// A foreign VMA holds no reference to its root.
+    ForeignWithoutReference,
+    /// A visit looks at foreign VMAs before the one in the VMA tree.
+    ForeignFirst,
+    /// A visit does not order what it has read before with what it reads of a foreign VMA.
+    ForeignWithoutOrder,
     /// munmap takes the VMA out of the tree, and puts it on no list.
     NoDetachingList,
     /// munmap frees page tables before it unlinks the VMA.
@@ -122,6 +130,8 @@ struct Locked {
     attached: bool,
     /// Whether its VMA is on the detaching list.
     detaching: bool,
+    /// The mms that have a foreign VMA in the interval tree, in the order in which it has them.
+    foreign: Vec<usize>,
 }
 
 /// The root of one mm.
@@ -240,6 +250,7 @@ impl Root {
             rwsem: RwLock::new(Locked {
                 attached: true,
                 detaching: false,
+                foreign: Vec::new(),
             }),
             freed: UnsafeCell::new(false),
         }
@@ -271,9 +282,14 @@ impl Root {
 impl World {
     /// `mms` mms, of which the first has a migration entry and, for its root, `references`.
     fn new(wrong: Option<Wrong>, mms: usize, references: usize) -> Arc<Self> {
+        Self::with_roots(wrong, mms, mms, references)
+    }
+
+    /// The same; those behind `roots` have no root of their own.
+    fn with_roots(wrong: Option<Wrong>, mms: usize, roots: usize, references: usize) -> Arc<Self> {
         let world = Arc::new(Self {
             wrong,
-            roots: (0..mms).map(Root::new).collect(),
+            roots: (0..roots).map(Root::new).collect(),
             mms: (0..mms)
                 .map(|id| Mm {
                     in_tree: AtomicBool::new(id == 0),
@@ -380,6 +396,36 @@ impl World {
             self.copy(parent, child);
         }
         self.leave(child, Wrong::FailDetachesFirst, Wrong::FailDetachesLast);
+    }
+
+    /// `parent` forks `child`, whose VMA is linked to `root`.
+    fn fork_foreign(&self, parent: usize, child: usize, root: usize) {
+        let link = || {
+            let root = self.root(root);
+            if self.wrong != Some(Wrong::ForeignWithoutReference) {
+                root.count.fetch_add(1, Relaxed);
+            }
+            root.rwsem.write().unwrap().foreign.push(child);
+        };
+        if self.wrong == Some(Wrong::ForeignBeforeLink) {
+            self.copy(parent, child);
+            link();
+        } else {
+            link();
+            self.copy(parent, child);
+        }
+    }
+
+    /// `mm` exits, whose VMA is linked to `root`.
+    fn exit_foreign(&self, mm: usize, root: usize) {
+        self.zap(mm);
+        let linked = |other: &usize| *other != mm;
+        let lock = &self.root(root).rwsem;
+        lock.write().unwrap().foreign.retain(linked);
+        self.free_mm(mm);
+        if self.wrong != Some(Wrong::ForeignWithoutReference) {
+            self.put(root);
+        }
     }
 
     /// Clears the entry of `mm`.
@@ -508,15 +554,34 @@ impl World {
         }
     }
 
-    /// One visit: the VMA tree, then the detaching list.
+    /// One visit: the VMA tree, the interval tree, the detaching list.
     fn visit(&self, id: usize, lock: &Locked) {
-        if !lock.attached {
-            return;
+        let first = self.wrong == Some(Wrong::ForeignFirst);
+        if first {
+            self.visit_foreign(lock);
         }
-        let mm = self.mm(id);
-        if !mm.in_tree.load(Acquire) && !lock.detaching {
-            return;
+        if lock.attached {
+            let mm = self.mm(id);
+            if mm.in_tree.load(Acquire) || lock.detaching {
+                self.restore(mm);
+            }
         }
+        if !first {
+            self.visit_foreign(lock);
+        }
+    }
+
+    fn visit_foreign(&self, lock: &Locked) {
+        for &mm in &lock.foreign {
+            // The read barrier.
+            if self.wrong != Some(Wrong::ForeignWithoutOrder) {
+                fence(Acquire);
+            }
+            self.restore(self.mm(mm));
+        }
+    }
+
+    fn restore(&self, mm: &Mm) {
         // SAFETY: As in `munmap()`.
         mm.upper.with(|upper| unsafe { *upper });
         // Without a page table there is nothing to lock.
@@ -758,6 +823,53 @@ fn tables(wrong: Option<Wrong>) {
     tasks.join().unwrap();
     world.put(0);
     world.work();
+    world.judge(&[0, 1, 2]);
+}
+
+/// A child and a grandchild without a root of their own, whose VMAs are linked to the first one.
+/// Whose root that is goes, and so does the child.
+fn foreign(wrong: Option<Wrong>) {
+    let world = World::with_roots(wrong, 3, 1, 2);
+    let tasks = {
+        let world = world.clone();
+        thread::spawn(move || {
+            world.fork_foreign(0, 1, 0);
+            let child = {
+                let world = world.clone();
+                thread::spawn(move || {
+                    world.fork_foreign(1, 2, 0);
+                    world.exit_foreign(1, 0);
+                })
+            };
+            world.exit(0);
+            child.join().unwrap();
+        })
+    };
+    world.walk();
+    world.put(0);
+    world.work();
+    tasks.join().unwrap();
+    world.work();
+    world.judge(&[2]);
+    world.exit_foreign(2, 0);
+    world.work();
+    world.judge(&[]);
+}
+
+/// The parent's page table is freed without the root's lock, and the child is in the same visit.
+fn foreign_tables(wrong: Option<Wrong>) {
+    let world = World::with_roots(wrong, 3, 1, 2);
+    let tasks = {
+        let world = world.clone();
+        thread::spawn(move || {
+            world.fork_foreign(0, 1, 0);
+            world.reclaim_table(0);
+            world.fork_foreign(1, 2, 0);
+            world.reclaim_table(1);
+        })
+    };
+    world.walk();
+    tasks.join().unwrap();
     world.judge(&[0, 1, 2]);
 }
 
@@ -1074,6 +1186,16 @@ mod holds {
     }
 
     #[test]
+    fn foreign_vmas() {
+        holds("foreign", 5, foreign);
+    }
+
+    #[test]
+    fn foreign_vmas_and_freed_page_tables() {
+        holds("foreign tables", 5, foreign_tables);
+    }
+
+    #[test]
     fn vma_memory_used_again() {
         holds("recycled", 5, recycled);
     }
@@ -1167,6 +1289,30 @@ mod found {
     #[test]
     fn stays_on_list() {
         found(Wrong::StaysOnList, RACE, failing);
+    }
+
+    #[test]
+    fn foreign_before_link() {
+        found(Wrong::ForeignBeforeLink, LEFT, foreign);
+    }
+
+    #[test]
+    fn foreign_without_reference() {
+        found(
+            Wrong::ForeignWithoutReference,
+            "root 0 is used, and is free",
+            foreign,
+        );
+    }
+
+    #[test]
+    fn foreign_first() {
+        found(Wrong::ForeignFirst, LEFT, foreign);
+    }
+
+    #[test]
+    fn foreign_without_order() {
+        found(Wrong::ForeignWithoutOrder, LEFT, foreign_tables);
     }
 
     #[test]
