@@ -88,6 +88,10 @@ enum Wrong {
     ForeignFirst,
     /// A visit does not order what it has read before with what it reads of a foreign VMA.
     ForeignWithoutOrder,
+    /// A walk that only tries skips the children of a root that is contended.
+    SkippedWithChildren,
+    /// It drops the pin on such a root before it goes on to the next.
+    SkippedUnpinned,
     /// munmap takes the VMA out of the tree, and puts it on no list.
     NoDetachingList,
     /// munmap frees page tables before it unlinks the VMA.
@@ -146,6 +150,8 @@ struct Root {
     up: UnsafeCell<Option<usize>>,
     count: AtomicUsize,
     rwsem: RwLock<Locked>,
+    /// Whether somebody has it for writing.
+    contended: AtomicBool,
     freed: UnsafeCell<bool>,
 }
 
@@ -187,6 +193,8 @@ struct World {
     wrong: Option<Wrong>,
     roots: Vec<Root>,
     mms: Vec<Mm>,
+    /// Whether there is a walk that only tries to get locks.
+    trying: bool,
     /// Roots without a reference, for the work item.
     dead: Mutex<Vec<usize>>,
     /// The walk has ended, and the old folio is free.
@@ -252,6 +260,7 @@ impl Root {
                 detaching: false,
                 foreign: Vec::new(),
             }),
+            contended: AtomicBool::new(false),
             freed: UnsafeCell::new(false),
         }
     }
@@ -259,6 +268,13 @@ impl Root {
     fn up(&self) -> Option<usize> {
         // SAFETY: Written before the root is published. loom checks just that.
         self.up.with(|up| unsafe { *up })
+    }
+
+    /// loom lets nobody else go on just before a lock is released, and so shows none that is held
+    /// for nothing. Who holds it says so.
+    fn try_read(&self) -> Option<RwLockReadGuard<'_, Locked>> {
+        let free = !self.contended.load(Relaxed);
+        free.then(|| self.rwsem.try_read().ok()).flatten()
     }
 
     fn try_get(&self, full: bool) -> bool {
@@ -282,13 +298,19 @@ impl Root {
 impl World {
     /// `mms` mms, of which the first has a migration entry and, for its root, `references`.
     fn new(wrong: Option<Wrong>, mms: usize, references: usize) -> Arc<Self> {
-        Self::with_roots(wrong, mms, mms, references)
+        Self::with(wrong, (mms, mms), references, false)
     }
 
-    /// The same; those behind `roots` have no root of their own.
-    fn with_roots(wrong: Option<Wrong>, mms: usize, roots: usize, references: usize) -> Arc<Self> {
+    /// The same; those behind `roots` have no root of their own, and a walk may be `trying`.
+    fn with(
+        wrong: Option<Wrong>,
+        (mms, roots): (usize, usize),
+        references: usize,
+        trying: bool,
+    ) -> Arc<Self> {
         let world = Arc::new(Self {
             wrong,
+            trying,
             roots: (0..roots).map(Root::new).collect(),
             mms: (0..mms)
                 .map(|id| Mm {
@@ -439,7 +461,13 @@ impl World {
 
     /// The root is taken from its mm.
     fn detach(&self, mm: usize) {
-        self.root(mm).rwsem.write().unwrap().attached = false;
+        let root = self.root(mm);
+        let mut lock = root.rwsem.write().unwrap();
+        if self.trying {
+            root.contended.store(true, Relaxed);
+            root.contended.store(false, Relaxed);
+        }
+        lock.attached = false;
     }
 
     /// The last thread of `mm` exits.
@@ -641,6 +669,48 @@ impl World {
         self.walk_from(self.root(0).rwsem.read().unwrap(), false);
     }
 
+    /// folio_referenced(): visits the roots whose lock can be had at once. Returns these.
+    fn walk_trying(&self) -> Vec<usize> {
+        let tree = Tree(self);
+        let mut visited = Vec::new();
+        // The first one makes it give up.
+        let Some(first) = self.root(0).try_read() else {
+            return visited;
+        };
+        let (mut cur, mut lock) = (0, Some(first));
+        loop {
+            let mut pinned = cur != 0;
+            let next = match &lock {
+                Some(lock) => {
+                    self.visit(cur, lock);
+                    visited.push(cur);
+                    family::successor(&tree, 0, cur)
+                }
+                None if self.wrong == Some(Wrong::SkippedWithChildren) => {
+                    let parent = self.root(cur).up().expect("not the first one");
+                    // SAFETY: A child of its parent.
+                    unsafe { tree.pin_child(parent, Some(cur)) }
+                }
+                None => {
+                    if self.wrong == Some(Wrong::SkippedUnpinned) {
+                        self.put(cur);
+                        pinned = false;
+                    }
+                    family::successor(&tree, 0, cur)
+                }
+            };
+            drop(lock.take());
+            if pinned {
+                self.put(cur);
+            }
+            let Some(next) = next else {
+                return visited;
+            };
+            cur = next;
+            lock = self.root(cur).try_read();
+        }
+    }
+
     /// What has to be true when all is done.
     fn judge(&self, live: &[usize]) {
         for &mm in live {
@@ -829,7 +899,7 @@ fn tables(wrong: Option<Wrong>) {
 /// A child and a grandchild without a root of their own, whose VMAs are linked to the first one.
 /// Whose root that is goes, and so does the child.
 fn foreign(wrong: Option<Wrong>) {
-    let world = World::with_roots(wrong, 3, 1, 2);
+    let world = World::with(wrong, (3, 1), 2, false);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
@@ -858,7 +928,7 @@ fn foreign(wrong: Option<Wrong>) {
 
 /// The parent's page table is freed without the root's lock, and the child is in the same visit.
 fn foreign_tables(wrong: Option<Wrong>) {
-    let world = World::with_roots(wrong, 3, 1, 2);
+    let world = World::with(wrong, (3, 1), 2, false);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
@@ -871,6 +941,36 @@ fn foreign_tables(wrong: Option<Wrong>) {
     world.walk();
     tasks.join().unwrap();
     world.judge(&[0, 1, 2]);
+}
+
+/// A walk that only tries, while a child with a child of its own and one without exit. Who goes has
+/// its root locked now and then. The grandchild is there all the time, and nobody locks its root.
+fn contended(wrong: Option<Wrong>) {
+    let world = World::with(wrong, (4, 4), 2, true);
+    world.fork(0, 1);
+    world.fork(1, 2);
+    world.fork(0, 3);
+    let spawn = |mm: usize| {
+        let world = world.clone();
+        thread::spawn(move || {
+            world.exit(mm);
+            world.work();
+        })
+    };
+    let tasks = [spawn(1), spawn(3)];
+    let visited = world.walk_trying();
+    for root in [0, 2] {
+        if !visited.contains(&root) {
+            world.complain(format!("root {root} is passed over: {visited:?}"));
+        }
+    }
+    world.work();
+    for task in tasks {
+        task.join().unwrap();
+    }
+    world.put(0);
+    world.work();
+    world.judge(&[0, 2]);
 }
 
 /// A VMA's memory, which is that of some VMA whatever happens to it.
@@ -1196,6 +1296,11 @@ mod holds {
     }
 
     #[test]
+    fn contended_roots() {
+        holds("contended", 3, contended);
+    }
+
+    #[test]
     fn vma_memory_used_again() {
         holds("recycled", 5, recycled);
     }
@@ -1313,6 +1418,20 @@ mod found {
     #[test]
     fn foreign_without_order() {
         found(Wrong::ForeignWithoutOrder, LEFT, foreign_tables);
+    }
+
+    #[test]
+    fn skipped_with_children() {
+        found(
+            Wrong::SkippedWithChildren,
+            "root 2 is passed over",
+            contended,
+        );
+    }
+
+    #[test]
+    fn skipped_unpinned() {
+        found(Wrong::SkippedUnpinned, RACE, contended);
     }
 
     #[test]
