@@ -388,9 +388,17 @@ pub(super) struct Counts {
     pub(super) beside_fork: u64,
     pub(super) beside_others: u64,
     pub(super) forks: u64,
+    /// Of these: they failed.
+    pub(super) failed: u64,
     pub(super) exits: u64,
     pub(super) unmaps: u64,
+    /// VMAs whose marks were taken back.
+    pub(super) undone: u64,
+    /// Pages that UFFDIO_MOVE has moved.
+    pub(super) uffd: u64,
     pub(super) moves: u64,
+    /// Those with MREMAP_DONTUNMAP that have left an unfaulted VMA.
+    pub(super) kept: u64,
     /// Those onto other VMAs, and what they have moved there became a part of the VMA before,
     /// of the one behind, or of both in one.
     pub(super) fixed: u64,
@@ -427,9 +435,13 @@ impl Counts {
         self.beside_fork += other.beside_fork;
         self.beside_others += other.beside_others;
         self.forks += other.forks;
+        self.failed += other.failed;
         self.exits += other.exits;
         self.unmaps += other.unmaps;
+        self.undone += other.undone;
+        self.uffd += other.uffd;
         self.moves += other.moves;
+        self.kept += other.kept;
         self.fixed += other.fixed;
         self.before += other.before;
         self.behind += other.behind;
@@ -460,9 +472,13 @@ impl Counts {
             self.beside_fork,
             self.beside_others,
             self.forks,
+            self.failed,
             self.exits,
             self.unmaps,
+            self.undone,
+            self.uffd,
             self.moves,
+            self.kept,
             self.fixed,
             self.before,
             self.behind,
@@ -1365,6 +1381,7 @@ impl World {
         self.folios[folio].index = vma.pgoff + (to - vma.start);
         self.mms[mm].ptes.remove(&from);
         self.mms[mm].ptes.insert(to, Pte::Page(folio, page, true));
+        self.counts.uffd += 1;
     }
 
     /// A folio that can be unmapped: whole, quiet, and of a lazy root.
@@ -1826,6 +1843,7 @@ impl World {
                         let root = self.mms[mm].root.expect("a Detaching VMA has a root");
                         self.roots[root].detaching.retain(|&other| other != id);
                         self.vma_mut(id).chain = Chain::Empty;
+                        self.counts.undone += 1;
                     }
                 }
                 None
@@ -1864,6 +1882,7 @@ impl World {
                     self.unlink(new);
                     self.vmas[new] = None;
                 }
+                self.counts.failed += 1;
                 Some(Step::Fail(fork.child, 0))
             }
             Step::Fork(mut fork) => match fork.left.pop() {
@@ -1924,6 +1943,7 @@ impl World {
                 if (start, end) == (remap.from, remap.from + remap.len) {
                     self.unlink(id);
                     self.vma_mut(id).pgoff = start;
+                    self.counts.kept += 1;
                 }
                 None
             }
