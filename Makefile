@@ -88,7 +88,7 @@ help:
 	@echo '  VARIANT         kernel: release, debug, kcsan, bench, base...     release'
 	@echo '  TESTS           guest tests of make check, by name                all'
 	@echo '  SEED            of stress and host tests; of bench and stressors  random; 1'
-	@echo '  PROPTEST_CASES  sequences of operations in the host model         1500'
+	@echo '  PROPTEST_CASES  sequences of operations in the host model         10000'
 	@echo '  LOOM_MAX_PREEMPTIONS   of the protocol on the host                by scenario'
 	@echo '  HERD7           herd7 and its options, for the litmus tests       of PATH'
 	@echo '  ROUNDS          quiet points of the stress test                   15, debug 5'

@@ -131,7 +131,7 @@ fn runner(seed: u64, cases: Option<u32>) -> TestRunner {
     };
     let cases = cases.unwrap_or_else(|| {
         // Where it was not asked for, more than proptest's default.
-        env::var_os("PROPTEST_CASES").map_or(1_500, |_| config.cases)
+        env::var_os("PROPTEST_CASES").map_or(10_000, |_| config.cases)
     });
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
