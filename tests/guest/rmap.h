@@ -43,18 +43,27 @@ static inline int oracle(struct verdict *v)
 	return 0;
 }
 
-/* Every anonymous folio in the machine is where the reverse map says. */
-#define EXPECT_SOUND() do {						\
+#define EXPECT_ORACLE(each_of_ksm) do {					\
 	struct verdict v_;						\
 									\
 	ASSERT_EQ(oracle(&v_), 0);					\
 	EXPECT_GT(v_.folios, 0);					\
 	EXPECT_EQ(v_.mismatch, 0);					\
 	EXPECT_EQ(v_.migration, 0);					\
-	EXPECT_EQ(v_.ksm_missed, 0);					\
+	if (each_of_ksm)						\
+		EXPECT_EQ(v_.ksm_missed, 0);				\
 	TH_LOG("oracle: %lu folios, %lu mappings, %lu large, %lu KSM, %lu VMAs visited", \
 	       v_.folios, v_.mappings, v_.large, v_.ksm, v_.vmas);	\
 } while (0)
+
+/* Every anonymous folio in the machine is where the reverse map says. */
+#define EXPECT_SOUND() EXPECT_ORACLE(true)
+
+/*
+ * But for mappings of KSM pages that Linux does not find either: where ksmd has merged, in place, a
+ * page that is shared with a parent, and what has moved between two steps of ksmd.
+ */
+#define EXPECT_SOUND_BUT_KSM() EXPECT_ORACLE(false)
 
 /* Descendants that do something, say so, and stay until they are released. */
 struct family {
