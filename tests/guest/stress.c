@@ -43,7 +43,7 @@ struct control {
 	int quiet, disturbing;	/* asked for; not yet so */
 	int toggle;		/* the mode changes, too */
 	unsigned long ops, forks, exits, moved, kept, wiped, taken, resized;
-	unsigned long idle, scanned, brought_back;	/* by those who disturb */
+	unsigned long seed, idle, scanned, brought_back;	/* of those who disturb */
 	char what[128];		/* of the first failure */
 };
 
@@ -471,10 +471,10 @@ static void empty_swap(void)
 
 static void *disturb(void *arg)
 {
-	unsigned int *n = arg;
+	unsigned int *turns = arg, n;
 	const int bitmap = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
 
-	state = *n + 88172645463325252ULL;
+	state = control->seed + 88172645463325252ULL;
 
 	while (!control->stop) {
 		/* Not while the oracle looks: it would see what is under way. */
@@ -484,7 +484,8 @@ static void *disturb(void *arg)
 			usleep(1000);
 			continue;
 		}
-		switch (++*n % 10) {
+		n = ++*turns;
+		switch (n % 10) {
 		case 0:
 			avl_write("/proc/sys/vm/compact_memory", "1", 1);
 			break;
@@ -496,14 +497,14 @@ static void *disturb(void *arg)
 			avl_write("/sys/kernel/debug/split_huge_pages", "1", 1);
 			break;
 		case 4:
-			avl_write("/sys/kernel/mm/ksm/run", *n % 20 == 4 ? "1" : "0", 1);
+			avl_write("/sys/kernel/mm/ksm/run", n % 20 == 4 ? "1" : "0", 1);
 			break;
 		case 5:
 			avl_write("/proc/sys/vm/drop_caches", "3", 1);
 			break;
 		case 6:
 			if (__atomic_load_n(&control->toggle, __ATOMIC_SEQ_CST))
-				avl_write(AVL_SYSCTL, *n % 20 == 6 ? "0" : "1", 1);
+				avl_write(AVL_SYSCTL, n % 20 == 6 ? "0" : "1", 1);
 			break;
 		case 7:
 			mark_idle(bitmap);
@@ -511,11 +512,11 @@ static void *disturb(void *arg)
 		case 8:
 			/* The scheduler unmaps pages of tasks, to see who wants them where. */
 			if (!avl_write("/proc/sys/kernel/numa_balancing",
-				       *n % 20 == 8 ? "1" : "0", 1))
+				       n % 20 == 8 ? "1" : "0", 1))
 				control->scanned++;
 			break;
 		case 9:
-			if (*n % 50 == 9)
+			if (n % 50 == 9)
 				empty_swap();
 			break;
 		}
@@ -638,13 +639,14 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	unsigned long folios = 0, mappings = 0, merged = 0, large = 0;
 	long long skipped;
 	int of_both = 0;
-	unsigned int n = seed;
+	unsigned int n = 0;
 	pid_t founders[FOUNDERS];
 	pthread_t thread, watchdog;
 	struct verdict v;
 	char path[128];
 
 	TH_LOG("avl.seed=%lu avl.rounds=%lu", seed, rounds);
+	control->seed = seed;
 	/* Orphans are ours, so that all of them are gone at the end. */
 	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	ASSERT_TRUE(have_swap());
@@ -674,7 +676,9 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	ASSERT_EQ(pthread_create(&watchdog, NULL, watch, NULL), 0);
 	clock_gettime(CLOCK_MONOTONIC, &began);
 	now = began;
-	for (unsigned long round = 0; (round < rounds || now.tv_sec - began.tv_sec < soak) &&
+	/* Until all kinds of disturbance have had a turn, on a slow machine, too. */
+	for (unsigned long round = 0; (round < rounds || now.tv_sec - began.tv_sec < soak ||
+				       (!control->brought_back && round < 5 * rounds)) &&
 	     !control->failed; round++) {
 		/* All of them have come to a stop; those that are gone do not count. */
 		while (control->standing < control->living && !control->failed)
@@ -732,7 +736,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	TH_LOG("%lu pages moved by userfaultfd, %lu areas resized", control->taken,
 	       control->resized);
 	TH_LOG("disturbed %u times: %lu marks of idle pages, %lu turns of NUMA balancing, swap emptied %lu times",
-	       n - (unsigned int)seed, control->idle, control->scanned, control->brought_back);
+	       n, control->idle, control->scanned, control->brought_back);
 	TH_LOG("%lu times a slot was kept from a child, %lu times wiped there", control->kept,
 	       control->wiped);
 	TH_LOG("the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings", folios, large,
