@@ -2573,7 +2573,7 @@ TEST_F(features, exec_with_huge_arguments)
 		argv[i][1 + snprintf(argv[i] + 1, 16, "%d", LENGTH)] = '-';
 		argv[i][LENGTH] = 0;
 	}
-	/* What is swapped out is not the test's own, but of those who exec: they do not inherit this. */
+	/* What is swapped out is of those who exec, and not the test's own. */
 	ASSERT_EQ(mlockall(MCL_CURRENT), 0);
 	reclaimer = KIN(&self->f, ({
 		/* Nor the reclaimer's. */

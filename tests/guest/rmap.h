@@ -52,7 +52,7 @@ static inline int oracle(struct verdict *v)
 	EXPECT_EQ(v_.migration, 0);					\
 	if (each_of_ksm)						\
 		EXPECT_EQ(v_.ksm_missed, 0);				\
-	TH_LOG("oracle: %lu folios, %lu mappings, %lu large, %lu KSM, %lu of them missed, %lu VMAs visited", \
+	TH_LOG("oracle: %lu folios, %lu mappings, %lu large, %lu KSM, %lu missed, %lu VMAs", \
 	       v_.folios, v_.mappings, v_.large, v_.ksm, v_.ksm_missed, v_.vmas); \
 } while (0)
 

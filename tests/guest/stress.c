@@ -735,7 +735,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	       control->forks, control->exits, control->moved);
 	TH_LOG("%lu pages moved by userfaultfd, %lu areas resized", control->taken,
 	       control->resized);
-	TH_LOG("disturbed %u times: %lu marks of idle pages, %lu turns of NUMA balancing, swap emptied %lu times",
+	TH_LOG("disturbed %u times; idle pages %lu, NUMA balancing %lu, swap emptied %lu times",
 	       n, control->idle, control->scanned, control->brought_back);
 	TH_LOG("%lu times a slot was kept from a child, %lu times wiped there", control->kept,
 	       control->wiped);
