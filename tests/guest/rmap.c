@@ -1538,7 +1538,7 @@ static bool be_busy(void *told)
 	return lock_all("600000");
 }
 
-/* Again, by a process whose VMAs are all Lazy: a moved one leads to the lock of the root as well. */
+/* Again, by a process whose VMAs are all Lazy: a moved one leads to the lock of the root, too. */
 TEST_F(rmap, all_locks_of_a_process_with_lazy_vmas_only)
 {
 	pid_t pid = fork_without_a_stack(lock_all, "1");
