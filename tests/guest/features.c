@@ -553,6 +553,7 @@ TEST_F(features, uffd_move_in_a_family)
 
 /* Generations each of which is gone before the next one comes; in the last of them, @body. */
 #define LAST_OF(f, nr, body) ({							\
+	struct family *kin_ = (f);						\
 	pid_t first_ = fork();							\
 										\
 	for (int i_ = 1; i_ < (nr) && !first_; i_++) {				\
@@ -560,12 +561,12 @@ TEST_F(features, uffd_move_in_a_family)
 		pid_t next_ = fork();						\
 										\
 		if (next_)							\
-			_exit(next_ < 0 && write((f)->ready[1], "x", 1) == 1);	\
+			_exit(next_ < 0 && write(kin_->ready[1], "x", 1) == 1);	\
 		while (getppid() == parent_)					\
 			usleep(1000);						\
 	}									\
 	if (!first_)								\
-		_exit(KIN(f, body) < 0 && write((f)->ready[1], "x", 1) == 1);	\
+		_exit(KIN(kin_, body) < 0 && write(kin_->ready[1], "x", 1) == 1); \
 	first_;									\
 })
 

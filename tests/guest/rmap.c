@@ -619,11 +619,14 @@ static bool stack_is_at(char **low, char **high)
 }
 
 /* It grows by half a megabyte, more than exec gives it; its pages move, and a child has them. */
-static __attribute__((noinline)) void grow_the_stack(struct __test_metadata *_metadata,
-						     struct family *f, char *low)
+TEST_F(rmap, grown_stack_of_exec_is_linked)
 {
-	const size_t page = sysconf(_SC_PAGESIZE), nr = MIB / 2 / page;
-	char deep[MIB / 2 + (64 << 10)], *area, *grown, *high;
+	const size_t page = self->page, size = MIB / 2, nr = size / page;
+	char *area, *low, *grown, *high;
+
+	ASSERT_TRUE(stack_is_at(&low, &high));
+	/* Made here, and not where the function begins. */
+	char deep[size + 16 * page];
 
 	/* From above, as a stack is used. */
 	for (long i = sizeof(deep) - 1; i >= 0; i -= 256)
@@ -636,19 +639,11 @@ static __attribute__((noinline)) void grow_the_stack(struct __test_metadata *_me
 		EXPECT_STREQ(inside_vma(0, area), "linked moved");
 	for (int node = 1; node >= 0; node--)
 		EXPECT_EQ(move_to_node(0, area, nr, node), nr);
-	KIN(f, filled(area, nr, 1, 6) && fill(area, nr, 2, 7) &&
+	KIN(&self->f, filled(area, nr, 1, 6) && fill(area, nr, 2, 7) &&
 	    move_to_node(0, area, nr, 1) == (int)nr && filled(area, nr, 2, 7));
-	ASSERT_TRUE(family_await(f, 1));
+	ASSERT_TRUE(family_await(&self->f, 1));
 	EXPECT_EQ(move_to_node(0, area, nr, 0), nr);
 	EXPECT_TRUE(filled(area, nr, 1, 6));
-}
-
-TEST_F(rmap, grown_stack_of_exec_is_linked)
-{
-	char *low, *high;
-
-	ASSERT_TRUE(stack_is_at(&low, &high));
-	grow_the_stack(_metadata, &self->f, low);
 	EXPECT_SOUND();
 }
 
@@ -1732,7 +1727,8 @@ TEST_F_TIMEOUT(rmap, threads_fault_while_their_mm_changes, 300)
 		ASSERT_EQ(status, 0);
 		forks++;
 	}
-	c.stop = s.stop = 1;
+	c.stop = 1;
+	s.stop = 1;
 	for (int i = 0; i < FAULTERS + 2; i++)
 		pthread_join(threads[i], NULL);
 	TH_LOG("%d forks, %lu and %lu rounds of faults, %lu of changes, %ld of migration", forks,
@@ -1758,7 +1754,7 @@ static bool unmap_many(void *arg)
 	const size_t size = 8 * MIB, page = sysconf(_SC_PAGESIZE);
 	char *area = map_aligned(size, 2 * MIB);
 	struct shaker s = { area, size / page };
-	bool ok = area != NULL;
+	bool ok = area;
 	pthread_t thread;
 
 	if (!ok || pthread_create(&thread, NULL, shake, &s))
