@@ -1590,15 +1590,15 @@ TEST_F(rmap, reclaim_passes_by_who_is_busy)
 	}
 	ASSERT_EQ(pthread_create(&thread, NULL, reclaim_a_little, NULL), 0);
 	/* Until it unmaps a page, for which it waits. */
-	while (lazy && skips < NR && time(NULL) - began < 60) {
+	while (lazy && skips < NR / 2 && time(NULL) - began < 60) {
 		usleep(10000);
 		skips = avl_counter("walk_skip") - skipped;
 		descents = avl_counter("walk_descend") - descended;
 	}
 	if (lazy) {
 		TH_LOG("%ld descents, %ld skipped", descents, skips);
-		EXPECT_GE(skips, NR / 2);
-		/* Of three each. The last walk may be under way. */
+		EXPECT_GE(skips, NR / 4);
+		/* Of three each, and not two. The last walk may be under way. */
 		EXPECT_GE(descents, 3 * (skips - 1));
 	}
 	/* It did nothing but hold the locks; reclaim may go on. */
@@ -1751,7 +1751,7 @@ TEST_F_TIMEOUT(rmap, threads_fault_while_their_mm_changes, 300)
 /* Map, write to and unmap several VMAs at once, while another thread migrates their pages. */
 static bool unmap_many(void *arg)
 {
-	const size_t size = 8 * MIB, page = sysconf(_SC_PAGESIZE);
+	const size_t size = 4 * MIB, page = sysconf(_SC_PAGESIZE);
 	char *area = map_aligned(size, 2 * MIB);
 	struct shaker s = { area, size / page };
 	bool ok = area;
@@ -1759,14 +1759,14 @@ static bool unmap_many(void *arg)
 
 	if (!ok || pthread_create(&thread, NULL, shake, &s))
 		return false;
-	for (int i = 0; i < 30 && ok; i++) {
+	for (int i = 0; i < 20 && ok; i++) {
 		ok = map_at(area, size) == area;
 		madvise(area, size, i & 1 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 		for (size_t p = 0; ok && p < size / page; p++)
 			area[p * page] = i;
 		/* The first one is small: what matters is behind it. */
 		ok = ok && !mprotect(area, page, PROT_READ) &&
-		     !mprotect(area + 3 * MIB, 2 * MIB, PROT_READ);
+		     !mprotect(area + MIB, 2 * MIB, PROT_READ);
 		usleep(1000 * (i % 7));
 		ok = ok && !munmap(area, size);
 	}
