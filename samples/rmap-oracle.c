@@ -40,7 +40,7 @@ int main(void)
 		printf("%lu looks had to be repeated, since processes ran meanwhile.\n",
 		       retried);
 	if (ksm_differ)
-		printf("%lu KSM folios not found once each, as on any kernel; %lu not at all.\n",
+		printf("%lu KSM folios not found once each, as on any kernel; %lu lack one.\n",
 		       ksm_differ, ksm_missed);
 	if (mismatch) {
 		printf("MISMATCH: walk, page tables and mapcount differ for %lu folios: dmesg.\n",

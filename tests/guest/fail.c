@@ -293,8 +293,7 @@ static int split(struct memory *m)
 static int merge(struct memory *m)
 {
 	return mprotect(m->natural + page, page, PROT_READ | PROT_WRITE) ||
-	       mprotect(m->moved + page, page, PROT_READ | PROT_WRITE) ||
-	       mprotect(m->device + page, page, PROT_READ | PROT_WRITE) ? -errno : 0;
+	       mprotect(m->moved + page, page, PROT_READ | PROT_WRITE) ? -errno : 0;
 }
 
 static bool before_merge(struct memory *m)
