@@ -244,9 +244,17 @@ static void drop(int i)
 	static const int how[] = { MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL };
 	const int kind = rnd(3);
 
-	/* Linux loses what others have merged with it: features.ksm_page_that_is_freed. */
-	if (how[kind] == MADV_FREE)
+	/*
+	 * Linux loses what others have merged with it: features.ksm_page_that_is_freed. What was
+	 * merged when it was swapped out comes back as a page of KSM, into an unmergeable VMA, too:
+	 * so each page is written to, which copies it.
+	 */
+	if (how[kind] == MADV_FREE) {
 		madvise(slot(i), SLOT_PAGES * page, MADV_UNMERGEABLE);
+		for (int p = 0; p < SLOT_PAGES; p++)
+			if (content[i][p])
+				*(volatile unsigned char *)(slot(i) + p * page) = content[i][p];
+	}
 	madvise(slot(i), SLOT_PAGES * page, how[kind]);
 	memset(content[i], 0, SLOT_PAGES);
 }
