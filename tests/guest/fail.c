@@ -140,12 +140,6 @@ struct memory {
 	char *natural, *moved, *file, *device, *room, *stack;
 };
 
-#if defined(__x86_64__)
-#define DEVICE 0xf0000	/* the firmware */
-#else
-#define DEVICE 0	/* the flash memory of QEMU's board */
-#endif
-
 static bool set_up(struct memory *m)
 {
 	const size_t size = PAGES * page;
@@ -669,11 +663,8 @@ static int fail_each(const struct operation *op, int *failed, int first, int str
 	return -1;
 }
 
-/* More generations than may be without an mm before VMAs are linked to an ancestor's root. */
-#define GENERATIONS 12
-
 struct outcome {
-	pid_t pids[GENERATIONS + 1];
+	pid_t pids[DEEP + 1];
 	int nr, failed;
 };
 
@@ -686,7 +677,7 @@ static void below(const struct operation *op, struct outcome *outcome, int first
 	outcome->nr = -1;
 	if (!set_up(&m))
 		_exit(1);
-	for (int i = 1; i <= GENERATIONS; i++) {
+	for (int i = 1; i <= DEEP; i++) {
 		const pid_t parent = getpid();
 
 		pid = fork();
@@ -724,7 +715,7 @@ static int fail_all(const struct operation *op, int *failed, int first, int stri
 	outcome->pids[0] = pid;
 	/* Each is ours as soon as its parent is gone. */
 	nr = 0;
-	for (int i = 0; i <= GENERATIONS; i++) {
+	for (int i = 0; i <= DEEP; i++) {
 		int status;
 
 		if (waitpid(outcome->pids[i], &status, 0) != outcome->pids[i] || status)

@@ -551,25 +551,6 @@ TEST_F(features, uffd_move_in_a_family)
 	close(fd);
 }
 
-/* Generations each of which is gone before the next one comes; in the last of them, @body. */
-#define LAST_OF(f, nr, body) ({							\
-	struct family *kin_ = (f);						\
-	pid_t first_ = fork();							\
-										\
-	for (int i_ = 1; i_ < (nr) && !first_; i_++) {				\
-		const pid_t parent_ = getpid();					\
-		pid_t next_ = fork();						\
-										\
-		if (next_)							\
-			_exit(next_ < 0 && write(kin_->ready[1], "x", 1) == 1);	\
-		while (getppid() == parent_)					\
-			usleep(1000);						\
-	}									\
-	if (!first_)								\
-		_exit(KIN(kin_, body) < 0 && write(kin_->ready[1], "x", 1) == 1); \
-	first_;									\
-})
-
 /*
  * Between a VMA that is linked to the root of an ancestor that has gone and one of one's own root:
  * the folio then names the other root.
@@ -583,7 +564,7 @@ TEST_F(features, uffd_move_between_roots)
 	ASSERT_TRUE(have_swap());
 	ASSERT_TRUE(enter_cgroup());
 	fill(from, NR, 1, 1);
-	LAST_OF(&self->f, 12, ({
+	LAST_OF(&self->f, ({
 		int mine = uffd_open(UFFD_FEATURE_MOVE);
 		bool good = uffd_register(mine, to, size, UFFDIO_REGISTER_MODE_MISSING) &&
 			fill(from, NR, 1, 3) && uffd_move(mine, to, from, size) == (long)size &&
@@ -759,11 +740,6 @@ TEST_F(features, a_mapping_without_anonymous_pages)
  */
 TEST_F(features, a_private_mapping_of_a_device)
 {
-#if defined(__x86_64__)
-	const off_t device = 0xf0000;	/* the firmware */
-#else
-	const off_t device = 0;		/* the flash memory of QEMU's board */
-#endif
 	const size_t page = self->page;
 	const long special = lazy_mode() ? avl_counter("first_fault_special") : 0;
 	int fd = open("/dev/mem", O_RDONLY | O_CLOEXEC);
@@ -771,9 +747,9 @@ TEST_F(features, a_private_mapping_of_a_device)
 	char *area, first, second;
 
 	ASSERT_GE(fd, 0);
-	area = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, device);
+	area = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, DEVICE);
 	ASSERT_NE(area, MAP_FAILED);
-	device_page = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, device + page);
+	device_page = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, DEVICE + page);
 	ASSERT_NE(device_page, MAP_FAILED);
 	at = area + page;
 	first = at[0];
@@ -3149,9 +3125,6 @@ TEST_F_TIMEOUT(features, storm_of_exit, 600)
 	EXPECT_GT(event("pswpout"), out);
 	EXPECT_GT(event("pgmigrate_success"), migrated);
 }
-
-/* More generations than may be without an mm before VMAs are linked to an ancestor's root. */
-#define DEEP 12
 
 /* The last of them does what others do in storm_of_mremap, until the round is over. */
 static bool deep_start(void)

@@ -19,6 +19,12 @@
 #define ORACLE "/sys/kernel/debug/anon_rmap_oracle"
 #define LOCK_ALL "/sys/kernel/debug/anon_rmap_lock_all"
 #define MIB 0x100000UL
+/* Where /dev/mem has something that is no RAM, and no harm to read. */
+#if defined(__x86_64__)
+#define DEVICE 0xf0000	/* the firmware */
+#else
+#define DEVICE 0	/* the flash memory of QEMU's board */
+#endif
 
 /* What the oracle says of the whole machine. */
 struct verdict {
@@ -98,6 +104,29 @@ static inline int family_init(struct family *f)
 		_exit(0);						\
 	}								\
 	pid_;								\
+})
+
+/* More generations than may be without an mm before VMAs are linked to an ancestor's root. */
+#define DEEP 12
+
+/* DEEP generations, each of which is gone before the next one comes; in the last of them, @body. */
+#define LAST_OF(f, body) ({							\
+	struct family *kin_ = (f);						\
+	pid_t first_ = fork();							\
+										\
+	for (int i_ = 1; i_ < DEEP && !first_; i_++) {				\
+		const pid_t parent_ = getpid();					\
+		pid_t next_ = fork();						\
+										\
+		if (next_)							\
+			_exit(next_ < 0 && write(kin_->ready[1], "x", 1) == 1);	\
+		/* Its mm is gone before its children are. */			\
+		while (getppid() == parent_)					\
+			usleep(1000);						\
+	}									\
+	if (!first_)								\
+		_exit(KIN(kin_, body) < 0 && write(kin_->ready[1], "x", 1) == 1); \
+	first_;									\
 })
 
 /* Wait until @nr of them are ready; false if one has failed. */

@@ -667,35 +667,12 @@ static void check_foreign(const char *at, const char *how, int line)
 /* The VMA at @at is linked to the root of another mm; @how: "", or " moved". */
 #define FOREIGN(at, how) check_foreign(at, how, __LINE__)
 
-/* Twelve generations, each of which is gone before the next one comes; the last one acts. */
-static void deep(struct family *f, act_t *act, char *area, char *away)
-{
-	pid_t pid = fork();
-
-	if (pid > 0)
-		return;
-	for (int i = 0; i < 12 && !pid; i++) {
-		pid_t parent = getpid();
-
-		pid = fork();
-		if (pid > 0)
-			_exit(0);
-		/* Its mm is gone before its children are. */
-		while (!pid && getppid() == parent)
-			usleep(1000);
-	}
-	/* Who could not fork says so, or the test would wait. */
-	if (pid || KIN(f, !done(act, area, away)) < 0)
-		_exit(write(f->ready[1], "x", 1) != 1);
-	_exit(0);
-}
-
 static void play_deep(struct __test_metadata *_metadata, struct family *f, char *area, char *away,
 		      act_t *act)
 {
 	long long before = avl_counter("fork_too_deep");
 
-	deep(f, act, area, away);
+	LAST_OF(f, !done(act, area, away));
 	ASSERT_TRUE(family_await(f, 1));
 	if (lazy)
 		EXPECT_GT(avl_counter("fork_too_deep"), before);
