@@ -40,8 +40,10 @@ int main(void)
 		printf("%lu looks had to be repeated, since processes ran meanwhile.\n",
 		       retried);
 	if (ksm_differ)
-		printf("%lu KSM folios not found once each, as on any kernel; %lu lack one.\n",
-		       ksm_differ, ksm_missed);
+		printf("%lu KSM folios are not found once each, as on any kernel.\n",
+		       ksm_differ);
+	if (ksm_missed)
+		printf("%lu of these have a mapping that is not found at all.\n", ksm_missed);
 	if (mismatch) {
 		printf("MISMATCH: walk, page tables and mapcount differ for %lu folios: dmesg.\n",
 		       mismatch);
