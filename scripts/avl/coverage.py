@@ -14,7 +14,7 @@ from .common import TOP, Failure, say
 from .kernel import Kernel, Module
 from .ktap import Result
 
-# As in make check, but for what loads and unloads a hundred times.
+# As in make check, but for lifetime and mixed: they unload what counts.
 PLAN = (("check", "coverage-check", ("boot", "kunit", "sysctl", "hook", "judge", "inside", "who")),
         ("lazy", "coverage-lazy", ("rmap", "states", "cost", "stress")),
         ("lazy", "coverage-features", ("features",)))

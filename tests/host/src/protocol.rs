@@ -852,7 +852,7 @@ fn failing(wrong: Option<Wrong>) {
     world.judge(&[0, 3]);
 }
 
-/// munmap in each of three generations.
+/// munmap in two of three generations.
 fn unmapping(wrong: Option<Wrong>) {
     let world = World::new(wrong, 3, 2);
     let tasks = {
