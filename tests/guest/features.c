@@ -2199,20 +2199,6 @@ TEST_F(features, ksm_pages_of_a_family_are_swapped)
 	ASSERT_TRUE(ksm_part(a, b, nr));
 }
 
-/* Whether this kernel has the patches of this project. */
-static bool has_series(void)
-{
-	FILE *symbols = fopen("/proc/kallsyms", "re");
-	char line[256];
-	bool found = false;
-
-	while (symbols && !found && fgets(line, sizeof(line), symbols))
-		found = strstr(line, " anon_vma_lazy_register\n");
-	if (symbols)
-		fclose(symbols);
-	return found;
-}
-
 /* Move @nr pages between @at and @away, for @seconds; false if their contents do not follow. */
 static bool to_and_fro(char *at, char *away, size_t nr, double seconds)
 {

@@ -367,4 +367,18 @@ static inline bool ksm_scans(void)
 	return false;
 }
 
+/* Whether this kernel has the patches of this project. */
+static inline bool has_series(void)
+{
+	FILE *symbols = fopen("/proc/kallsyms", "re");
+	char line[256];
+	bool found = false;
+
+	while (symbols && !found && fgets(line, sizeof(line), symbols))
+		found = strstr(line, " anon_vma_lazy_register\n");
+	if (symbols)
+		fclose(symbols);
+	return found;
+}
+
 #endif /* RMAP_H */

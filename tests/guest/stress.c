@@ -60,6 +60,8 @@ static unsigned char inherited[SLOTS];
 static bool moved[SLOTS];
 static uint64_t state;
 static bool founder;
+/* Linux without patch 15 loses migration entries of KSM pages that mremap moves, and hangs. */
+static bool mergeable;
 
 static uint32_t rnd(uint32_t below)
 {
@@ -221,7 +223,7 @@ static void protect(int i)
 
 	/* Splits and merges; what is not mapped is refused. */
 	mprotect(slot(i) + from * page, nr * page, PROT_READ);
-	if (rnd(2))
+	if (rnd(2) && mergeable)
 		madvise(slot(i) + from * page, nr * page, MADV_MERGEABLE);
 	for (int p = 0; p < SLOT_PAGES; p++)
 		mprotect(slot(i) + p * page, page, PROT_READ | PROT_WRITE);
@@ -666,6 +668,7 @@ FIXTURE(stress)
 FIXTURE_SETUP(stress)
 {
 	page = sysconf(_SC_PAGESIZE);
+	mergeable = has_series();
 	control = mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(control, MAP_FAILED);
@@ -744,7 +747,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 		while (__atomic_load_n(&control->disturbing, __ATOMIC_SEQ_CST))
 			usleep(1000);
 		/* A slow ksmd gets the time that it needs, until there are pages of its. */
-		if (!merged) {
+		if (!merged && mergeable) {
 			ASSERT_TRUE(ksm_run("1"));
 			/* If that is not enough, there is another round. */
 			ksm_scans();
@@ -801,7 +804,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	EXPECT_GT(control->forks, 0);
 	EXPECT_GT(control->exits, 0);
 	EXPECT_GT(control->moved, 0);
-	EXPECT_GT(merged, 0);
+	EXPECT_EQ(merged > 0, mergeable);
 	EXPECT_GT(large, 0);
 	EXPECT_GT(control->kept, 0);
 	EXPECT_GT(control->wiped, 0);
