@@ -373,6 +373,9 @@ def check(toolchain, arch):
     lazy_tests = {name: cases for name, cases in lazy_tests.items() if name not in wrong}
     # Refused before anything is built.
     time_limit({**tests, **lazy_tests}, TIMEOUTS[variant])
+    # The last stage boots an unpatched kernel.
+    if not common.setting("TESTS") and variant == "release":
+        source.need_plain()
     results, extra = [], {}
     with Stage("kernel source"):
         source.pristine()

@@ -103,11 +103,9 @@ class Kernel:
             self.source, _, identity = source.patched_tree(self.upto)
             self._source_key = source.series_key(identity, self.upto, self.extra)
             return source.patched_is_current(self.upto, self.extra)
-        user = common.path_setting("KSRC")
-        if user and source.state_of(user) != "plain":
-            raise Failure(f"KSRC={user} is patched: an unpatched kernel needs a plain tree")
+        source.need_plain()
         self.source, self._source_key = source.pristine()
-        return not user
+        return not common.path_setting("KSRC")
 
     @property
     def key(self):

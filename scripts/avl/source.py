@@ -210,6 +210,13 @@ def check_settings():
         raise Failure(f"KERNEL_TARBALL={tarball} does not exist")
 
 
+def need_plain():
+    """Refuse a KSRC= that has the series: where an unpatched kernel is to be built of it."""
+    user = common.path_setting("KSRC")
+    if user and state_of(user) != "plain":
+        raise Failure(f"KSRC={user} is patched: an unpatched kernel needs a plain tree")
+
+
 def pristine():
     """The unpatched tree, and what its content is known by."""
     check_settings()

@@ -281,6 +281,14 @@ class Trees(unittest.TestCase):
         with self.assertRaisesRegex(common.Failure, "uncommitted changes"):
             self.apply()
 
+    def test_check_refuses_a_patched_tree_at_once(self):
+        self.apply()
+        with mock.patch.dict(os.environ, KSRC=str(self.tree)), \
+                mock.patch.object(check, "host_tests", side_effect=AssertionError), \
+                mock.patch.object(check, "Bench", side_effect=AssertionError), \
+                self.assertRaisesRegex(common.Failure, "is patched"):
+            check.check(None, "x86_64")
+
     def test_differently_patched_tree_is_refused(self):
         self.apply()
         header = self.tree / "include/linux/anon_vma_lazy.h"
