@@ -669,6 +669,8 @@ FIXTURE_SETUP(stress)
 {
 	page = sysconf(_SC_PAGESIZE);
 	mergeable = has_series();
+	/* A module without the series there cannot be. */
+	ASSERT_TRUE(mergeable || access(AVL_SYSCTL, F_OK));
 	control = mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(control, MAP_FAILED);
