@@ -437,6 +437,10 @@ def check_debug(toolchain, arch):
 def finish(target, results, arch, extra=None):
     """Show what has run and how long it took, keep that for the report; the number of failures."""
     Stage.show()
+    for abort in guest.Guests.aborts:
+        print(f"  NOTE {abort}")
+    if guest.Guests.aborts:
+        common.note("guests that QEMU aborted at boot", str(len(guest.Guests.aborts)))
     failures = ktap.report(results, arch)
     report.save(target, arch, ktap.settle(results, arch), Stage.times, extra)
     return failures

@@ -219,6 +219,51 @@ class Emulator(unittest.TestCase):
             self.assertEqual(self.cpu(variant, "kvm"), "host,la57=off")
         self.assertEqual(self.cpu("release"), "max")
 
+    def test_one_abort_of_its_own_before_the_first_program_is_excused(self):
+        kernel_messages = "[    0.9] PCI: Using E820 reservations\n"
+        for status, console, excused in (
+                (134, kernel_messages, True), (-6, kernel_messages, True), (134, "", True),
+                (134, kernel_messages + "[    1.2] Run /init as init process\n", False),
+                (134, kernel_messages + "[    1.0] WARNING: mm/rmap.c:1\n", False),
+                (1, kernel_messages, False), (139, kernel_messages, False),
+                (0, kernel_messages, False), (None, kernel_messages, False)):
+            with tempfile.TemporaryDirectory() as name, \
+                    mock.patch.object(guest.Guests, "aborts", []), \
+                    mock.patch.dict(common.noted, QEMU="some"), \
+                    mock.patch.object(guest.Guests, "accel", return_value="tcg"), \
+                    mock.patch.object(guest, "say"):
+                directory = Path(name) / "it"
+
+                def start(*_, directory=directory, console=console, status=status):
+                    directory.mkdir()
+                    (directory / "console.log").write_text(console)
+                    (directory / "qemu.log").write_text("assertion failed\n")
+                    return guest.Run(directory, status, 1, status is None)
+
+                with mock.patch.object(guest.Guests, "_start", side_effect=start) as started:
+                    run = guest.Guests(None, "x86_64").run("it", None, None, "check", "", 9)
+                self.assertEqual(started.call_count, 2 if excused else 1)
+                self.assertEqual(len(guest.Guests.aborts), 1 if excused else 0)
+                # The second time it is a failure.
+                self.assertTrue(run.faults())
+                if excused:
+                    self.assertIn("assertion failed", guest.Guests.aborts[0])
+                    self.assertIn("assertion failed", run.faults()[0])
+                    self.assertEqual((Path(name) / "it-aborted/console.log").read_text(), console)
+
+    def test_guests_of_x86_have_no_pci_where_several_cpus_run(self):
+        built = mock.Mock(variant="release", image="bzImage")
+        for arch, machine, without in (("x86_64", guest.Machine(), True),
+                                       ("x86_64", guest.Machine(cpus=1, counted=1), False),
+                                       ("arm64", guest.Machine(), False)):
+            argv = guest.qemu_command(arch, built, "initrd", "check", "tcg", "run", "", machine)
+            self.assertEqual("pci=off" in argv[argv.index("-append") + 1].split(), without)
+            # Exactly one way for verdicts, and only a PCI device where there is PCI.
+            self.assertEqual(argv.count("file:run/verdict.log"), int(without))
+            self.assertEqual(any("virtserialport" in arg for arg in argv), not without)
+            self.assertEqual(any("pci" in arg for arg in argv if "append" not in arg and
+                                 "console=" not in arg), not without)
+
 
 class Warnings(unittest.TestCase):
     def test_those_of_the_compiler(self):
