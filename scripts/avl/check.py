@@ -437,10 +437,7 @@ def check_debug(toolchain, arch):
 def finish(target, results, arch, extra=None):
     """Show what has run and how long it took, keep that for the report; the number of failures."""
     Stage.show()
-    for abort in guest.Guests.aborts:
-        print(f"  NOTE {abort}")
-    if guest.Guests.aborts:
-        common.note("guests that QEMU aborted at boot", str(len(guest.Guests.aborts)))
+    guest.Guests.show_aborts()
     failures = ktap.report(results, arch)
     report.save(target, arch, ktap.settle(results, arch), Stage.times, extra)
     return failures
@@ -644,6 +641,7 @@ def check_full():
         lines = [line for line in common.tail(log, 40) if not line.startswith("make")]
         counts = [line for line in lines if re.search(r"\d+ passed", line)]
         last = (counts or lines or [""])[-1].strip()
+        last += "".join(f"; {line.strip()}" for line in lines if line.startswith(guest.NOTE))
         seconds = time.monotonic() - started
         verdict = f"{'FAILED' if status else 'passed'} in {seconds:.0f} s: {last}"
         say(f"{name}: {verdict}")

@@ -169,3 +169,5 @@ def main(argv):
     except OSError as error:
         print(f"avl: {error.strerror}: {error.filename or ''}", file=sys.stderr)
         return 2
+    finally:
+        guest.Guests.show_aborts()

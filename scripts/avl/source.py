@@ -212,6 +212,7 @@ def check_settings():
 
 def need_plain():
     """Refuse a KSRC= that has the series: where an unpatched kernel is to be built of it."""
+    check_settings()
     user = common.path_setting("KSRC")
     if user and state_of(user) != "plain":
         raise Failure(f"KSRC={user} is patched: an unpatched kernel needs a plain tree")

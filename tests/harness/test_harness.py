@@ -231,6 +231,8 @@ class Emulator(unittest.TestCase):
                     mock.patch.object(guest.Guests, "aborts", []), \
                     mock.patch.dict(common.noted, QEMU="some"), \
                     mock.patch.object(guest.Guests, "accel", return_value="tcg"), \
+                    mock.patch.object(guest, "run_directory",
+                                      side_effect=lambda _, part, name=name: Path(name) / part), \
                     mock.patch.object(guest, "say"):
                 directory = Path(name) / "it"
 
@@ -254,10 +256,12 @@ class Emulator(unittest.TestCase):
     def test_guests_of_x86_have_no_pci_where_several_cpus_run(self):
         built = mock.Mock(variant="release", image="bzImage")
         for arch, machine, without in (("x86_64", guest.Machine(), True),
-                                       ("x86_64", guest.Machine(cpus=1, counted=1), False),
+                                       ("x86_64", guest.Machine(counted=1), False),
+                                       ("x86_64", guest.Machine(cpus=1), False),
                                        ("arm64", guest.Machine(), False)):
             argv = guest.qemu_command(arch, built, "initrd", "check", "tcg", "run", "", machine)
-            self.assertEqual("pci=off" in argv[argv.index("-append") + 1].split(), without)
+            for option in ("pci=off", "avl.port=ttyS1"):
+                self.assertEqual(option in argv[argv.index("-append") + 1].split(), without)
             # Exactly one way for verdicts, and only a PCI device where there is PCI.
             self.assertEqual(argv.count("file:run/verdict.log"), int(without))
             self.assertEqual(any("virtserialport" in arg for arg in argv), not without)
@@ -325,6 +329,15 @@ class Trees(unittest.TestCase):
             file.write("# mine\n")
         with self.assertRaisesRegex(common.Failure, "uncommitted changes"):
             self.apply()
+
+    def test_a_tree_of_another_version_is_refused_as_such(self):
+        makefile = self.tree / "Makefile"
+        makefile.write_text(re.sub(r"(?m)^PATCHLEVEL = 3$", "PATCHLEVEL = 2",
+                                   makefile.read_text()))
+        (self.tree / "mm/rmap.c").unlink()
+        with mock.patch.dict(os.environ, KSRC=str(self.tree)), \
+                self.assertRaisesRegex(common.Failure, r"is Linux 7\.2"):
+            check.check(None, "x86_64")
 
     def test_check_refuses_a_patched_tree_at_once(self):
         self.apply()
