@@ -76,6 +76,7 @@ STATUS = rf"ok|{NOTHING}|XFAIL|TIMEOUT|missing"
 EDITS = {
     # Less of the same: an emulator is not done in its time.
     "folio_split_race_test": ("#define NUM_ITERATIONS 100", "#define NUM_ITERATIONS 20"),
+    "hugetlb_fault_after_madv": ("int max = 10000;", "int max = 2000;"),
     # -U writes to merged pages and waits for one scan to end. ksmd does not rest there
     # (sleep_millisecs is 0): that scan may have passed them before. Two scans, as before a merge.
     "ksm_tests": ("ksm_do_scan(1, start_time, timeout)", "ksm_do_scan(2, start_time, timeout)"),
