@@ -254,11 +254,13 @@ class Emulator(unittest.TestCase):
                     self.assertEqual((Path(name) / "it-aborted/console.log").read_text(), console)
 
     def test_guests_of_x86_have_no_pci_where_several_cpus_run(self):
-        built = mock.Mock(variant="release", image="bzImage")
-        for arch, machine, without in (("x86_64", guest.Machine(), True),
-                                       ("x86_64", guest.Machine(counted=1), False),
-                                       ("x86_64", guest.Machine(cpus=1), False),
-                                       ("arm64", guest.Machine(), False)):
+        for arch, variant, machine, without in (
+                ("x86_64", "release", guest.Machine(), True),
+                ("x86_64", "debug", guest.Machine(), False),
+                ("x86_64", "release", guest.Machine(counted=1), False),
+                ("x86_64", "release", guest.Machine(cpus=1), False),
+                ("arm64", "release", guest.Machine(), False)):
+            built = mock.Mock(variant=variant, image="bzImage")
             argv = guest.qemu_command(arch, built, "initrd", "check", "tcg", "run", "", machine)
             for option in ("pci=off", "avl.port=ttyS1"):
                 self.assertEqual(option in argv[argv.index("-append") + 1].split(), without)
