@@ -1420,6 +1420,23 @@ static bool frame_of(int pagemap, volatile char *at, uint64_t *frame)
 	return false;
 }
 
+/* Whether a page is idle: 0 or 1; -1 if it has no bit, as the last frames of memory may not. */
+static int is_idle(int bitmap, uint64_t frame)
+{
+	uint64_t bits;
+
+	if (pread(bitmap, &bits, 8, frame / 64 * 8) != 8)
+		return -1;
+	return bits >> (frame % 64) & 1;
+}
+
+static bool mark_idle(int bitmap, uint64_t frame)
+{
+	const uint64_t bits = ~0ULL;
+
+	return pwrite(bitmap, &bits, 8, frame / 64 * 8) == 8 && is_idle(bitmap, frame) >= 0;
+}
+
 TEST_F(rmap, idle_pages_and_pagemap)
 {
 	char *area = map_at(NULL, NR * self->page);
@@ -1434,22 +1451,24 @@ TEST_F(rmap, idle_pages_and_pagemap)
 	ASSERT_GE(pagemap, 0);
 	ASSERT_GE(bitmap, 0);
 	for (char *at = area; at < area + NR * self->page && !checked; at += self->page) {
-		uint64_t entry, bits = ~0ULL;
+		const char filling = (at - area) / self->page * 7 + 1;
+		uint64_t frame;
 
-		ASSERT_TRUE(frame_of(pagemap, at, &entry));
-		/* The last frames of memory have no bits, if there are less than 64. */
-		if (pwrite(bitmap, &bits, 8, entry / 64 * 8) != 8 ||
-		    pread(bitmap, &bits, 8, entry / 64 * 8) != 8)
+		ASSERT_TRUE(frame_of(pagemap, at, &frame));
+		if (!mark_idle(bitmap, frame))
 			continue;
-		EXPECT_TRUE(bits >> (entry % 64) & 1);
-		/* The TLB may still have it as accessed: protecting it flushes that. */
-		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ), 0);
+		EXPECT_EQ(is_idle(bitmap, frame), 1);
+		/* The TLB may still have it as accessed: only what takes a right away flushes that. */
+		ASSERT_EQ(mprotect(area, NR * self->page, PROT_NONE), 0);
 		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
-		*at = 2;
-		ASSERT_TRUE(frame_of(pagemap, at, &entry));
-		if (pread(bitmap, &bits, 8, entry / 64 * 8) != 8)
-			continue;
-		EXPECT_FALSE(bits >> (entry % 64) & 1);
+		EXPECT_EQ(*(volatile char *)at, filling);
+		EXPECT_EQ(is_idle(bitmap, frame), 0);
+		/* Whose mapping is the last that a walk comes to, and the only one used. */
+		ASSERT_TRUE(mark_idle(bitmap, frame));
+		EXPECT_EQ(is_idle(bitmap, frame), 1);
+		KIN(&self->f, *(volatile char *)at == filling);
+		ASSERT_TRUE(family_await(&self->f, 1));
+		EXPECT_EQ(is_idle(bitmap, frame), 0);
 		checked++;
 	}
 	EXPECT_EQ(checked, 1);
