@@ -1458,7 +1458,7 @@ TEST_F(rmap, idle_pages_and_pagemap)
 		if (!mark_idle(bitmap, frame))
 			continue;
 		EXPECT_EQ(is_idle(bitmap, frame), 1);
-		/* The TLB may still have it as accessed: only what takes a right away flushes that. */
+		/* The TLB may have it as accessed: only taking a right away flushes that. */
 		ASSERT_EQ(mprotect(area, NR * self->page, PROT_NONE), 0);
 		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
 		EXPECT_EQ(*(volatile char *)at, filling);
