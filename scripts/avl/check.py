@@ -437,7 +437,6 @@ def check_debug(toolchain, arch):
 def finish(target, results, arch, extra=None):
     """Show what has run and how long it took, keep that for the report; the number of failures."""
     Stage.show()
-    guest.Guests.show_aborts()
     failures = ktap.report(results, arch)
     report.save(target, arch, ktap.settle(results, arch), Stage.times, extra)
     return failures

@@ -159,12 +159,12 @@ def qemu_command(arch, kernel, initrd, mode, accel, directory, options="", machi
             argv += ["-object", f"memory-backend-ram,id=ram{node},size={memory // 2}M",
                      "-numa", f"node,nodeid={node},memdev=ram{node}{its}"]
     argv += ["-kernel", str(kernel.image), "-initrd", str(initrd)]
-    # Verdicts on a line of their own. QEMU 10.0 was seen to abort, in msix_table_mmio_write() and
-    # where it said nothing that was kept, while one emulated CPU looked for PCI devices and the
-    # others did something else: sizing a BAR moves what an access of another CPU refers to.
-    # x86_64 has a serial line for it, which needs no PCI; ACPI complains of that, in some hundred
-    # lines. Where one CPU runs at a time nothing of the kind can be, and a line that is sent
-    # by interrupts would be measured.
+    # Verdicts on a line of their own. QEMU 10.0 was seen to abort twice, in msix_table_mmio_write()
+    # and where it said nothing that was kept, while one emulated CPU looked for PCI devices and the
+    # others did something else. The cause is inferred: sizing a BAR moves what an access of
+    # another CPU refers to. x86_64 has a serial line, which needs no PCI; without that ACPI
+    # complains in some hundred lines. Where one CPU runs at a time nothing of the kind can be,
+    # and a line that is sent by interrupts would be measured.
     without_pci = arch == "x86_64" and cpus > 1 and not counted and \
         kernel.variant not in WITH_PCI
     if without_pci:
@@ -313,10 +313,9 @@ class Guests:
 
     @classmethod
     def show_aborts(cls):
-        """With the results, or where a command ends without any."""
+        """At the end of each command, whether it has results or not."""
         for abort in cls.aborts:
             print(NOTE + abort)
-        cls.aborts.clear()
 
     def __init__(self, toolchain, arch):
         self.toolchain = toolchain
