@@ -1463,7 +1463,7 @@ TEST_F(rmap, idle_pages_and_pagemap)
 		ASSERT_EQ(mprotect(area, NR * self->page, PROT_READ | PROT_WRITE), 0);
 		EXPECT_EQ(*(volatile char *)at, filling);
 		EXPECT_EQ(is_idle(bitmap, frame), 0);
-		/* Whose mapping is the last that a walk comes to, and the only one used. */
+		/* A walk of lazy roots comes to the youngest child last: its use alone counts. */
 		ASSERT_TRUE(mark_idle(bitmap, frame));
 		EXPECT_EQ(is_idle(bitmap, frame), 1);
 		KIN(&self->f, *(volatile char *)at == filling);
