@@ -37,6 +37,10 @@ def parse(text):
             not results:
         results.append(Result("vma/count", "failed", f"{len(results)} have a verdict, but: "
                                                      f"{total.group(0)}"))
+    # Sanitizers speak up between the tests, and go on, or after the last one.
+    reports = re.findall(r"^.*(?:runtime error:|ERROR: \w*Sanitizer).*$", text, re.M)
+    if reports:
+        results.append(Result("vma/sanitizers", "failed", reports[0].strip(), tuple(reports[:12])))
     return results
 
 
@@ -58,6 +62,7 @@ def run(toolchain, source):
     triple = next((libs / "usr/lib").glob("*-linux-gnu"))
     log = common.log_path("vma-tests")
     log.write_text("")
+    failure = None
     try:
         toolchain.run(["make", "-C", tree / COPIED[0], f"-j{common.jobs()}", "CC=gcc",
                        f"EXTRA_CFLAGS=-I{libs}/usr/include -I{libs}/usr/include/{triple.name}",
@@ -65,11 +70,13 @@ def run(toolchain, source):
                       log, "building tools/testing/vma")
         log.write_text("")
         toolchain.run([tree / COPIED[0] / "vma"], log, "tools/testing/vma")
-        text = log.read_text(errors="replace")
     except Failure as error:
-        text = log.read_text(errors="replace")
-        if not re.search(r"^Test \w+ (?:passed|FAILED)$", text, re.M):
-            return [Result("vma/builds", "failed", str(error))]
+        failure = error
+    text = log.read_text(errors="replace")
+    if failure and not re.search(r"^Test \w+ (?:passed|FAILED)$", text, re.M):
+        return [Result("vma/builds", "failed", str(failure))]
     results = parse(text)
+    if failure and all(r.status != "failed" for r in results):
+        results.append(Result("vma/exit", "failed", str(failure)))
     say(f"tools/testing/vma: {len(results)} tests of mm/vma.c with the series")
     return results
