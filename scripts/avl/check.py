@@ -2,6 +2,7 @@
 """The test runs: make check, check-debug, check-full, patches-check."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -31,6 +32,8 @@ REPORTING = {
     "impossible": ("release", 2, r"\S*rust/vma\.rs:\d+ at .*\[anon_vma_lazy\]"),
     "wiped": ("debug", 1, r"mm/vma\.h:\d+ at "),
 }
+# What takes another kernel than that of `make check`, or another module, by the kernel that is checked.
+REFUSING = {"refused": "release", "mismatch": "debug"}
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes longer: single
 # features, and the longest storm; the states one by one, which rmap comes by; what looks at
 # messages and at who may ask; failing allocations but for an operation of each kind. kmemleak takes
@@ -96,7 +99,7 @@ def asked_for():
 def selected():
     """For each kind of guest {test: cases} of TESTS=, or all of them."""
     asked = asked_for()
-    known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, *REPORTING)))
+    known = list(dict.fromkeys((*GUEST_TESTS, *LAZY_TESTS, *REPORTING, *REFUSING)))
     unknown = sorted(set(asked) - set(known))
     if unknown:
         raise Failure(f"TESTS={' '.join(unknown)}: no such test; there are {', '.join(known)}")
@@ -109,7 +112,7 @@ def selected():
 
 
 def host_tests(toolchain):
-    """The shared logic under cargo test, one result for each test."""
+    """The shared logic under cargo test: one result for each test, and what they have counted."""
     log = common.log_path("host-tests")
     log.write_text("")
     try:
@@ -126,8 +129,9 @@ def host_tests(toolchain):
     for name, verdict in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (\w+)", text, re.M):
         status = {"ok": "passed", "ignored": "skipped"}.get(verdict, "failed")
         results.append(Result(f"host/{name}", status, "" if status == "passed" else str(log)))
-    for figures in re.findall(r"^figures: (.*)", text, re.M):
-        say(f"host: {figures}")
+    figures = re.findall(r"^figures: (.*)", text, re.M)
+    for line in figures:
+        say(f"host: {line}")
     warnings = re.findall(r"^warning: .*", text, re.M)
     if warnings:
         results.append(Result("host/no-warnings", "failed", warnings[0]))
@@ -135,7 +139,7 @@ def host_tests(toolchain):
         results.append(Result("host/cargo", "failed", str(failure)))
     if not results:
         results.append(Result("host/cargo", "failed", f"no test ran; log: {log}"))
-    return results
+    return results, "\n".join(f"* {line}" for line in figures)
 
 
 def harness_tests():
@@ -227,7 +231,9 @@ def guest_options(mode, variant, tests, limit, tour=False):
         options += f" slab_debug={';'.join(slab)}"
     rounds = TOUR_ROUNDS if tour else ROUNDS[variant]
     options += f" avl.rounds={common.number('ROUNDS', rounds)}"
-    for name in ("SEED", "GENERATIONS", "SOAK"):
+    # Not for the guest to choose: what it prints may not come through.
+    options += f" avl.seed={common.number('SEED', random.SystemRandom().randrange(1, 1 << 31))}"
+    for name in ("GENERATIONS", "SOAK"):
         if common.setting(name):
             options += f" avl.{name.lower()}={common.number(name, 0)}"
     if mode == "lazy":
@@ -303,12 +309,12 @@ def reporting(guests, bench, name):
     return results
 
 
-def refusal(toolchain, guests, arch, bench, variant):
+def refusal(toolchain, guests, arch, bench, variant, cases=()):
     """The module on a kernel without the patches."""
     kernel = Kernel(toolchain, arch, variant).build()
     tests = ("refused",)
     run = guests.run(f"refused-{variant}", kernel, bench.initrd, "check",
-                     "avl.tests=refused", guest.time_limit(120),
+                     tests_option({"refused": cases}), guest.time_limit(120),
                      guest.Machine(nodes=1 if variant == "plain" else 2))
     results = guest.judge(run, tests, kernel.source)
     if any(r.status == "failed" for r in results):
@@ -316,11 +322,11 @@ def refusal(toolchain, guests, arch, bench, variant):
     return [Result(f"unpatched/{r.name}", r.status, r.reason, r.evidence) for r in results]
 
 
-def other_configuration(toolchain, guests, arch, bench):
+def other_configuration(toolchain, guests, arch, bench, cases=()):
     """The module of the release kernel on the debug kernel."""
     other = Bench(toolchain, arch, "release")
     run = guests.run("other-configuration", bench.kernel, other.initrd, "check",
-                     "avl.tests=mismatch", guest.time_limit(300))
+                     tests_option({"mismatch": cases}), guest.time_limit(300))
     results = guest.judge(run, ("mismatch",), bench.kernel.source)
     if any(r.status == "failed" for r in results):
         run.show_end()
@@ -367,6 +373,7 @@ def check(toolchain, arch):
     wrong = RELEASE_TESTS if variant == "debug" else DEBUG_TESTS
     asked = asked_for()
     wrong += tuple(name for name, (needed, *_) in REPORTING.items() if needed != variant)
+    wrong += tuple(name for name, needed in REFUSING.items() if needed != variant)
     if set(asked) & set(wrong):
         raise Failure(f"TESTS={common.setting('TESTS')}: {', '.join(wrong)} cannot be run on the "
                       f"{variant} kernel")
@@ -374,7 +381,7 @@ def check(toolchain, arch):
     # Refused before anything is built.
     time_limit({**tests, **lazy_tests}, TIMEOUTS[variant])
     # The last stage boots an unpatched kernel.
-    if not common.setting("TESTS") and variant == "release":
+    if variant == "release" and (not asked or "refused" in asked):
         source.need_plain()
     results, extra = [], {}
     with Stage("kernel source"):
@@ -382,7 +389,8 @@ def check(toolchain, arch):
     # These have nothing to do with a kernel: once, in make check.
     if not common.setting("TESTS") and variant == "release":
         with Stage("host tests"):
-            results += host_tests(toolchain)
+            judged, extra["What the host tests explored"] = host_tests(toolchain)
+            results += judged
         with Stage("harness tests"):
             results += harness_tests()
     with Stage(f"kernel and module, {arch} {variant}"):
@@ -404,11 +412,13 @@ def check(toolchain, arch):
         extra["mm selftests that differ"] = table
         with Stage("guests that must fail"):
             results += harness_guests(guests, bench)
+    if variant == "release" and (not asked or "refused" in asked):
         with Stage(f"unpatched kernel, {arch}"):
-            results += refusal(toolchain, guests, arch, bench, "plain")
-    if not common.setting("TESTS") and variant == "debug":
+            results += refusal(toolchain, guests, arch, bench, "plain", asked.get("refused", ()))
+    if variant == "debug" and (not asked or "mismatch" in asked):
         with Stage("module of another configuration"):
-            results += other_configuration(toolchain, guests, arch, bench)
+            results += other_configuration(toolchain, guests, arch, bench,
+                                           asked.get("mismatch", ()))
     return finish("check" if variant == "release" else f"check-{variant}-all", results, arch,
                   extra)
 
@@ -554,18 +564,27 @@ def check_litmus(_, arch):
 
 def unpatched(toolchain, arch):
     """The module on an unpatched kernel of the very configuration of the patched one."""
+    # The oracle and its tests have to hold without any of this, too: not patched, switched off.
+    asked, known = asked_for(), ("refused", "rmap", "states", "features", "stress")
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise Failure(f"TESTS={' '.join(unknown)}: check-unpatched has {', '.join(known)}")
+    asked = asked or wanted(known)
+    tests = {name: asked[name] for name in known[1:] if name in asked}
     guests = guest.Guests(toolchain, arch)
     patched = Bench(toolchain, arch)
-    results = refusal(toolchain, guests, arch, patched, "base")
-    # The oracle and its tests have to hold without any of this, too: not patched, switched off.
-    tests = ("rmap", "states", "features", "stress")
+    results = []
+    if "refused" in asked:
+        results += refusal(toolchain, guests, arch, patched, "base", asked["refused"])
     for name, bench, mode in (("unpatched", Bench(toolchain, arch, "base", module=False), "check"),
                               ("off", patched, "off")):
+        if not tests:
+            break
         with Stage(f"oracle, {arch}, {name}"):
+            limit = time_limit(tests, TIMEOUTS["release"])
             run = guests.run(name, bench.kernel, bench.initrd, mode,
-                             f"avl.tests={','.join(tests)} avl.rounds={ROUNDS['release']}",
-                             guest.time_limit(TIMEOUTS["release"]))
-        judged = guest.judge(run, tests, bench.kernel.source)
+                             guest_options(mode, "release", tests, limit), limit)
+        judged = guest.judge(run, tuple(tests), bench.kernel.source)
         if any(r.status == "failed" for r in judged):
             run.show_end()
         results += [Result(f"{name}/{r.name}", r.status, r.reason, r.evidence) for r in judged]

@@ -6,7 +6,7 @@ import json
 import re
 import time
 
-from . import common
+from . import common, litmus
 from .common import TOP, Failure, say
 from .ktap import FAILS_ON_ALL
 
@@ -75,6 +75,12 @@ def oracle_figures():
         for text in re.findall(r"oracle: (\d+) folios, (\d+) mappings(?:.* in (\d+) looks)?",
                                verdict.read_text(errors="replace")):
             asked += int(text[2] or 1)
+            folios += int(text[0])
+            mappings += int(text[1])
+        # Of stress, which asks it at its quiet points and says so once.
+        for text in re.findall(r"the oracle saw (\d+) folios,.* (\d+) mappings in (\d+) looks",
+                               verdict.read_text(errors="replace")):
+            asked += int(text[2])
             folios += int(text[0])
             mappings += int(text[1])
     return asked, folios, mappings
@@ -159,6 +165,9 @@ def page(records):
     asked, folios, mappings = oracle_figures()
     lines += ["", f"The oracle was asked {asked} times in the guests whose logs are there: "
               f"{folios} folios, {mappings} mappings.", ""]
+    # A stage that was left out has no record.
+    if litmus.missing() and all("litmus" not in record["target"] for record in records):
+        lines += [f"Not run: litmus tests: {litmus.missing()}", ""]
     failed = [(record, name, reason) for record in records
               for name, status, reason in record["results"] if status == "failed"]
     lines += ["## Failures", ""]

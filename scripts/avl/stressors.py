@@ -82,7 +82,7 @@ def commands():
     """[(label, limit, command)], those of STRESSORS= or all."""
     seed = common.number("SEED", 1)
     rows = [(name, LIMIT, f"{AS_NOBODY if name in NOBODY else ''}stress-ng {options} "
-                          f"--timeout {SECONDS} --no-rand-seed --temp-path /tmp --metrics-brief")
+                          f"--timeout {SECONDS} --seed {seed} --temp-path /tmp --metrics-brief")
             for name, options in STRESS_NG.items()]
     rows.append(("trinity", LIMIT, f"run-trinity {seed}"))
     names = common.setting("STRESSORS").replace(",", " ").split()

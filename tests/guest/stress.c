@@ -693,7 +693,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	unsigned long rounds = avl_number("avl.rounds=", 25) + LOADED_MEANWHILE;
 	const time_t soak = 60 * avl_number("avl.soak=", 0);
 	struct timespec began, now;
-	unsigned long folios = 0, mappings = 0, merged = 0, large = 0;
+	unsigned long looks = 0, folios = 0, mappings = 0, merged = 0, large = 0;
 	long long skipped;
 	int of_both = 0;
 	unsigned int n = 0;
@@ -759,6 +759,7 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 			TH_LOG("in round %lu", round);
 		}
 		EXPECT_EQ(v.migration, 0);
+		looks++;
 		folios += v.folios;
 		mappings += v.mappings;
 		merged += v.ksm;
@@ -801,8 +802,8 @@ TEST_F_TIMEOUT(stress, random_operations, 24 * 3600)
 	       control->idle, control->brought_back);
 	TH_LOG("%lu times a slot was kept from a child, %lu times wiped there", control->kept,
 	       control->wiped);
-	TH_LOG("the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings", folios, large,
-	       merged, mappings);
+	TH_LOG("the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings in %lu looks",
+	       folios, large, merged, mappings, looks);
 	EXPECT_GT(control->forks, 0);
 	EXPECT_GT(control->exits, 0);
 	EXPECT_GT(control->moved, 0);
