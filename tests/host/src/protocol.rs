@@ -832,15 +832,16 @@ fn kept(wrong: Option<Wrong>) {
 }
 
 /// Two forks that fail, one of them early, and one that does not. The child of the latter is the
-/// newest, so that a walk that sees it has the others yet to come.
+/// newest, so that a walk that sees it has the others yet to come. A fork of its own fails, too.
 fn failing(wrong: Option<Wrong>) {
-    let world = World::new(wrong, 4, 2);
+    let world = World::new(wrong, 5, 2);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
             world.fork_fails(0, 1, false);
             world.fork_fails(0, 2, true);
             world.fork(0, 3);
+            world.fork_fails(3, 4, true);
             world.work();
         })
     };
@@ -852,9 +853,9 @@ fn failing(wrong: Option<Wrong>) {
     world.judge(&[0, 3]);
 }
 
-/// munmap in two of three generations.
+/// munmap in two of three generations, and two siblings.
 fn unmapping(wrong: Option<Wrong>) {
-    let world = World::new(wrong, 3, 2);
+    let world = World::new(wrong, 4, 2);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
@@ -862,10 +863,11 @@ fn unmapping(wrong: Option<Wrong>) {
             let child = {
                 let world = world.clone();
                 thread::spawn(move || {
-                    world.fork(1, 2);
+                    world.fork(1, 3);
                     world.munmap(1);
                 })
             };
+            world.fork(0, 2);
             world.munmap(0);
             child.join().unwrap();
         })
@@ -874,18 +876,19 @@ fn unmapping(wrong: Option<Wrong>) {
     tasks.join().unwrap();
     world.put(0);
     world.work();
-    world.judge(&[0, 1, 2]);
+    world.judge(&[0, 1, 2, 3]);
 }
 
 /// Page tables are freed without the root's lock; the walk decides without theirs.
 fn tables(wrong: Option<Wrong>) {
-    let world = World::new(wrong, 3, 2);
+    let world = World::new(wrong, 4, 2);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
             world.fork(0, 1);
+            world.fork(0, 2);
             world.reclaim_table(0);
-            world.fork(1, 2);
+            world.fork(1, 3);
             world.reclaim_table(1);
         })
     };
@@ -893,13 +896,13 @@ fn tables(wrong: Option<Wrong>) {
     tasks.join().unwrap();
     world.put(0);
     world.work();
-    world.judge(&[0, 1, 2]);
+    world.judge(&[0, 1, 2, 3]);
 }
 
-/// A child and a grandchild without a root of their own, whose VMAs are linked to the first one.
-/// Whose root that is goes, and so does the child.
+/// Two children and a grandchild without a root of their own, whose VMAs are linked to the first
+/// one. Whose root that is goes, and so does the first child.
 fn foreign(wrong: Option<Wrong>) {
-    let world = World::with(wrong, (3, 1), 2, false);
+    let world = World::with(wrong, (4, 1), 2, false);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
@@ -907,10 +910,11 @@ fn foreign(wrong: Option<Wrong>) {
             let child = {
                 let world = world.clone();
                 thread::spawn(move || {
-                    world.fork_foreign(1, 2, 0);
+                    world.fork_foreign(1, 3, 0);
                     world.exit_foreign(1, 0);
                 })
             };
+            world.fork_foreign(0, 2, 0);
             world.exit(0);
             child.join().unwrap();
         })
@@ -920,27 +924,30 @@ fn foreign(wrong: Option<Wrong>) {
     world.work();
     tasks.join().unwrap();
     world.work();
-    world.judge(&[2]);
+    world.judge(&[2, 3]);
     world.exit_foreign(2, 0);
+    world.exit_foreign(3, 0);
     world.work();
     world.judge(&[]);
 }
 
-/// The parent's page table is freed without the root's lock, and the child is in the same visit.
+/// The parent's page table is freed without the root's lock, and the children are in the same
+/// visit.
 fn foreign_tables(wrong: Option<Wrong>) {
-    let world = World::with(wrong, (3, 1), 2, false);
+    let world = World::with(wrong, (4, 1), 2, false);
     let tasks = {
         let world = world.clone();
         thread::spawn(move || {
             world.fork_foreign(0, 1, 0);
+            world.fork_foreign(0, 2, 0);
             world.reclaim_table(0);
-            world.fork_foreign(1, 2, 0);
+            world.fork_foreign(1, 3, 0);
             world.reclaim_table(1);
         })
     };
     world.walk();
     tasks.join().unwrap();
-    world.judge(&[0, 1, 2]);
+    world.judge(&[0, 1, 2, 3]);
 }
 
 /// A walk that only tries, while a child with a child of its own and one without exit. Who goes has
@@ -1210,6 +1217,9 @@ fn explore(
     let mut builder = Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.max_branches = 100_000;
+    // What stands in the environment must not cut an exploration short.
+    builder.max_duration = None;
+    builder.max_permutations = None;
     let counted = count.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         builder.check(move || {
