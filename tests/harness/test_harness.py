@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the harness has to notice in a guest, and what it has to refuse from its user."""
 
+import contextlib
 import fnmatch
+import io
 import json
 import os
 import re
@@ -489,6 +491,12 @@ class Selection(unittest.TestCase):
             self.assertIn(f"avl.stride={check.STRIDE}", options(one, True))
             self.assertIn(f"avl.rounds={check.TOUR_ROUNDS}", options(one, True))
             self.assertIn(f"avl.stride={check.STRIDE}", options(["fail/-T:each_of_the_module"]))
+            # Another one each time, and known even of a guest that says nothing.
+            os.environ.pop("SEED", None)
+            seeds = {word for _ in range(3) for word in options(["stress"]) if "avl.seed=" in word}
+            self.assertGreater(len(seeds), 1)
+            os.environ["SEED"] = "7"
+            self.assertIn("avl.seed=7", options(["stress"]))
 
     def test_seconds_for_a_guest(self):
         for settings, tests, wanted in (({}, ["rmap"], 900), ({"TIMEOUT": "60"}, ["rmap"], 60),
@@ -654,16 +662,17 @@ class Selection(unittest.TestCase):
                                                            "AVL_CACHE", "HERD7"})
 
     def test_what_shows_a_mutant(self):
-        def run(timed_out=False):
-            return mock.Mock(timed_out=timed_out, seconds=300.0, directory="d")
+        def run(timed_out, begun):
+            return mock.Mock(timed_out=timed_out, seconds=300.0, directory="d", console=(
+                f"avl: test rmap\n[    3.8] avl: case {'one' if begun else 'one_process'}\nBUG\n"))
 
         def result(name, reason, *evidence):
             return ktap.Result(name, "failed" if reason else "passed", reason, evidence)
 
-        def ask(*results, seen_as=None, hangs=False, timed_out=False):
+        def ask(*results, seen_as=None, hangs=False, timed_out=False, begun=True):
             mutant = mock.Mock(test="rmap/rmap.one", hangs=hangs,
                                seen_as=seen_as and re.compile(seen_as))
-            return mutants.noticed(mutant, run(timed_out), results)
+            return mutants.noticed(mutant, run(timed_out, begun), results)
 
         report_of_kernel = result("guest x", "2 bad lines on the console, the first: WARNING: "
                                   "mm/x.c:1 at f", "anon_vma_lazy: a root is in use", "WARNING: ")
@@ -673,6 +682,10 @@ class Selection(unittest.TestCase):
                          (None, "not noticed by rmap/rmap.one"))
         self.assertEqual(ask(result("guest x", "a line"), result("rmap/rmap.one", "2 pairs")),
                          ("rmap/rmap.one: 2 pairs", ""))
+        # The assertion, where there is one.
+        line = "# tests/guest/rmap.c:5:one:Expected a (1) == b (2)"
+        self.assertEqual(ask(result("rmap/rmap.one", "failure", "#  RUN", line))[0],
+                         f"rmap/rmap.one: {line[2:]}")
         # What else may go wrong is not the test's merit, whatever it is.
         for others in ([report_of_kernel], [result("rmap/rmap.two", "2 pairs")],
                        [late[0], result("guest x", "the guest died before its end")], late):
@@ -689,7 +702,32 @@ class Selection(unittest.TestCase):
         # A guest without an end shows something only if that is what to expect.
         self.assertIn("was stopped", ask(*late, hangs=True, timed_out=True)[0])
         self.assertIsNone(ask(*late, timed_out=True)[0])
+        # Nor does one that has not got as far as this case, whatever it says.
+        self.assertIsNone(ask(*late, hangs=True, timed_out=True, begun=False)[0])
+        self.assertIsNone(ask(report_of_kernel, seen_as="WARNING: mm/x", begun=False)[0])
+        self.assertTrue(mutants.has_begun("hook/hook.x", "avl: test hook\n"))
+        self.assertFalse(mutants.has_begun("hook/hook.x", "avl: test hook_2\n"))
         self.assertIsNone(ask(report_of_kernel, hangs=True)[0])
+
+    def test_a_test_that_fails_without_a_fault_certifies_none(self):
+        mutant = mock.Mock(variant="release", mode="lazy", test="rmap/rmap.one", in_kernel=False,
+                           wrong="w")
+        mutant.name = "module-x"
+        for status in ("passed", "failed"):
+            with tempfile.TemporaryDirectory() as scratch, \
+                    contextlib.redirect_stdout(io.StringIO()), \
+                    mock.patch.multiple(mutants, TOP=Path(scratch), Mutant=lambda _: mutant,
+                                        DIRECTORY=mock.Mock(glob=lambda _: ["x"]),
+                                        baseline=lambda *_, status=status: [
+                                            ktap.Result("no-mutant/x", status)],
+                                        one=lambda *_: ("rmap: 2 pairs", "")), \
+                    mock.patch.multiple(check, Bench=mock.Mock(), finish=mock.Mock()), \
+                    mock.patch.object(guest, "Guests"), \
+                    mock.patch.object(common, "tree_key", return_value="this"):
+                (Path(scratch) / "build").mkdir()
+                mutants.mutants(None, "x86_64")
+                self.assertEqual(mutants.Verdicts("x86_64").find("module-x"),
+                                 "rmap: 2 pairs" if status == "passed" else None)
 
     def test_mutants_caught_before(self):
         with tempfile.TemporaryDirectory() as scratch, \
@@ -806,7 +844,7 @@ ok 3 # SKIP no room
             *runs, known=[("all", "p/b", "SKIP", "why"), ("all", "p/c", "not ok", "why")],
             differences=[("all", "lazy on", "p/d", "ok", "not ok", "why")])
         self.assertEqual([int(n) for n in re.findall(r"\d+", selftests.counted(compared, rows))],
-                         [7, 1, 1, 1, 1, 0, 1, 1, 1])
+                         [7, 1, 1, 1, 1, 1, 1, 1])
         with mock.patch("builtins.print") as printed:
             self.assertEqual(ktap.report(compared, "x86_64"), 3)
         self.assertEqual([call.args[0] for call in printed.call_args_list][-2:],
@@ -859,8 +897,9 @@ ok 3 # SKIP no room
             other = selftests.parse(self.TEXT.replace("## end cow 124", "## end cow 0")
                                     .replace(old, new, 1))
             results, rows = self.compare(base, other, known=known)
-            self.assertEqual([r.status for r in results].count("failed"), 1, new)
-            self.assertEqual(len(rows), 1)
+            # Where one is missing the plan does not hold, either.
+            self.assertEqual([r.status for r in results].count("failed"), 1 if new else 2, new)
+            self.assertEqual(len(rows), 1 if new else 2)
         # A program that did not run at all.
         results, _ = self.compare(base, {"cow": base["cow"]}, known=known)
         self.assertEqual([r.status for r in results].count("failed"), 4)
@@ -883,30 +922,47 @@ ok 3 # SKIP no room
                                                "x86_64")
                 self.assertEqual([r.status for r in results], [wanted], (variant, now))
 
-    def test_unsteady_only_if_both_have_both_outcomes_about_as_often(self):
+    def test_more_runs_excuse_nothing(self):
+        """They tell the reader whether a test has two outcomes."""
         runs = {"base": {"ksm": {"a": "ok"}}, "on": {"ksm": {"a": "not ok"}}}
         _, rows = selftests.compare(runs, "x86_64")
+        self.assertEqual(rows[0][5], "NOT EXPECTED")
         self.assertEqual(selftests.differing(rows), (["ksm"], {"base", "on"}))
 
-        def outcomes(*counts):
-            statuses = [status for status, count in zip(("ok", "not ok", "SKIP"), counts)
-                        for _ in range(count)]
+        def outcomes(*statuses):
             return selftests.outcomes({f"ksm@{n}": {"a": status}
                                        for n, status in enumerate(statuses)})
 
-        for base, other, wanted in (((7, 1), (6, 2), "passed"), ((7, 1), (3, 5), "passed"),
-                                    # Never as the other one, or always, or much more often.
-                                    ((8, 0), (6, 2), "failed"), ((7, 1), (0, 8), "failed"),
-                                    ((7, 1), (1, 7), "failed"), ((7, 0, 1), (6, 2), "failed"),
-                                    ((7, 1), (0, 4, 4), "failed"), ((), (7, 1), "failed"),
-                                    ((7, 1), (), "failed")):
-            again = {"base": outcomes(*base), "on": outcomes(*other)}
-            results, rows = selftests.compare(runs, "x86_64", again)
-            self.assertEqual([r.status for r in results], [wanted], (base, other))
-        # More runs of what differs say nothing of a kernel that was not run again.
-        for variant in ("base", "on"):
-            results, _ = selftests.compare(runs, "x86_64", {variant: outcomes(7, 1)})
-            self.assertEqual([r.status for r in results], ["failed"])
+        again = {"base": outcomes("ok", "not ok"), "on": outcomes("not ok", "ok", "ok")}
+        (result,), rows = selftests.compare(runs, "x86_64", again)
+        self.assertEqual((result.status, rows[0][5]), (
+            "failed", "NOT EXPECTED: so 1 of 2 times more on base, so 1 of 3 times more on on"))
+        self.assertIn(" 1 differ,", selftests.counted([result], rows))
+
+    def test_a_plan_has_to_hold(self):
+        short = self.TEXT.replace("ok 3 rmap.c # SKIP no nodes\n", "")
+        self.assertEqual(selftests.parse(short)["rmap"]["plan"], "not ok")
+        self.assertEqual(selftests.reasons(short)["rmap/plan"], "2 of 3 have a verdict")
+        # Also if it is as short on all kernels.
+        results, _ = self.compare(*[{"rmap": selftests.parse(short)["rmap"]}] * 2,
+                                  known=[("all", "rmap/[!p]*", outcome, "why")
+                                         for outcome in ("not ok", "not ok (1)")])
+        self.assertEqual([r.name for r in results if r.status == "failed"], ["lazy on/rmap/plan"])
+
+    def test_what_is_listed_and_not_seen(self):
+        known = [("all", "p/a", "SKIP", "why"), ("all", "p/b", "SKIP", "why")]
+        differences = [("all", "lazy on", "p/c", "ok", "not ok", "why"),
+                       ("all", "lazy on", "p/d", "ok", "not ok", "why"),
+                       ("all", "lazy off", "p/c", "ok", "not ok", "why")]
+        base = {"p": {"a": "SKIP", "c": "ok", "d": "ok"}}
+        runs = {"base": base, "lazy off": base,
+                "lazy on": {"p": {"a": "SKIP", "c": "not ok", "d": "ok"}}}
+        with mock.patch.object(selftests, "alike", lambda: known), \
+                mock.patch.object(selftests, "expected", lambda: differences):
+            for whole, wanted in ((True, ["list/p/b", "list/p/c", "list/p/d"]), (False, [])):
+                results, rows = selftests.compare(runs, "x86_64", whole=whole)
+                self.assertEqual([r.name for r in results if r.status == "failed"], wanted)
+            self.assertTrue(selftests.counted(results, rows).startswith("6 results compared, 3 "))
 
     def test_counts_are_no_part_of_a_name(self):
         line = "ok 1 transact_test Extra pages {} (0.4%), extra thread faults {}.\n"
@@ -977,6 +1033,28 @@ class Report(unittest.TestCase):
         self.assertIn("| walk | w | 10 |", text)
         self.assertIn("| refused | r | 0, as it must be |", text)
         self.assertIn("| walk_skip | s | 0: NO TEST DID |", text)
+
+    def test_what_the_oracle_saw(self):
+        """In each of the forms in which programs of the guest say so."""
+        with tempfile.TemporaryDirectory() as top:
+            run = Path(top) / "build/x86_64/run/full-soak/lazy-release"
+            run.mkdir(parents=True)
+            (run / "verdict.log").write_text(
+                "# x:oracle: 189 folios, 534 mappings, 0 large\n"
+                "# oracle: 10 folios, 20 mappings in 5 looks, 1 missed\n"
+                "# y:the oracle saw 1000 folios, 7 large, 8 of KSM, 3000 mappings in 15 looks\n")
+            with mock.patch.object(report, "TOP", Path(top)):
+                self.assertEqual(report.oracle_figures(), (21, 1199, 3554))
+        text = (TOP / "tests/guest/stress.c").read_text()
+        self.assertIn('"the oracle saw %lu folios, %lu large, %lu of KSM, %lu mappings in %lu '
+                      'looks"', text)
+
+    def test_a_stage_that_was_left_out_is_named(self):
+        record = {"target": "check", "arch": "x86_64", "commit": "c", "when": "w", "stages": [],
+                  "results": [], "extra": {}}
+        with mock.patch.object(litmus, "missing", lambda: "there is no herd7"):
+            self.assertIn("Not run: litmus tests: there is no herd7\n", report.page([record]))
+            self.assertNotIn("Not run", report.page([{**record, "target": "full-litmus"}]))
 
     def test_each_event_is_known(self):
         self.assertIn("walk_skip", report.events())
@@ -1089,6 +1167,36 @@ class Programs(unittest.TestCase):
         self.assertEqual([r.name for r in vmatests.parse(text)][-1], "vma/end")
         self.assertEqual(vmatests.parse(text + end.replace("2", "3"))[-1].name, "vma/count")
         self.assertEqual(vmatests.parse("0 tests run, 0 passed, 0 failed.\n")[-1].status, "failed")
+        # All have passed, but.
+        end = "Test a passed\n{}1 tests run, 1 passed, 0 failed.\n{}"
+        self.assertEqual([r.status for r in vmatests.parse(end.format("", ""))], ["passed"])
+        for first, last in (("mm/vma.c:1:2: runtime error: signed integer overflow\n", ""),
+                            ("", "==7==ERROR: LeakSanitizer: detected memory leaks\n")):
+            self.assertEqual([(r.name, r.status) for r in vmatests.parse(end.format(first, last))],
+                             [("vma/a", "passed"), ("vma/sanitizers", "failed")])
+
+    def test_vma_tests_that_end_badly(self):
+        text = "Test a passed\n1 tests run, 1 passed, 0 failed.\n"
+        with tempfile.TemporaryDirectory() as scratch:
+            tree = Path(scratch)
+            for name in (*vmatests.COPIED, *vmatests.LINKED):
+                (tree / "src" / name).mkdir(parents=True)
+            (tree / "src/tools/testing/vma/shared.h").write_text(vmatests.FAILED)
+            (tree / "libs/usr/lib/x-linux-gnu").mkdir(parents=True)
+            log = tree / "log"
+
+            def run(argv, *_):
+                log.write_text(text if len(argv) == 1 else "")
+                if len(argv) == 1:
+                    raise common.Failure("tools/testing/vma failed (exit 1)")
+
+            with mock.patch.object(vmatests, "TOP", tree), \
+                    mock.patch.object(vmatests, "unpacked", lambda *_: tree / "libs"), \
+                    mock.patch.object(common, "log_path", lambda _: log), \
+                    contextlib.redirect_stdout(io.StringIO()):
+                results = vmatests.run(mock.Mock(run=run), tree / "src")
+        self.assertEqual([(r.name, r.status) for r in results],
+                         [("vma/a", "passed"), ("vma/exit", "failed")])
 
     def test_stressors(self):
         self.assertIn("trinity", [row[0] for row in stressors.commands()])
@@ -1140,6 +1248,11 @@ class Refusals(unittest.TestCase):
 
     def test_a_test_of_another_kernel(self):
         self.refused("cannot be run on the release kernel", "check", "TESTS=fail")
+        self.refused("cannot be run on the release kernel", "check", "TESTS=mismatch")
+        self.refused("cannot be run on the debug kernel", "check", "VARIANT=debug",
+                     "TESTS=refused")
+        self.refused("TESTS=boot: check-unpatched has refused, rmap, ", "check-unpatched",
+                     "TESTS=boot")
 
     def test_a_limit_that_ends_a_soak(self):
         self.refused("TIMEOUT=600 ends a guest before its SOAK=30 is over", "check",
