@@ -1403,7 +1403,7 @@ mod found {
 
     #[test]
     fn stays_on_list() {
-        found(Wrong::StaysOnList, RACE, failing);
+        found(Wrong::StaysOnList, "root 4 is used, and is free", failing);
     }
 
     #[test]
