@@ -132,8 +132,8 @@ def noticed(mutant, run, results):
 def has_begun(test, console):
     """Whether the console says that PROGRAM/CASE has begun; of some programs only the former."""
     program, _, case = test.partition("/")
-    name = case.rpartition(".")[2] if "avl_case(" in \
-        (TOP / f"tests/guest/{program}.c").read_text() else ""
+    file = TOP / f"tests/guest/{program}.c"
+    name = case.rpartition(".")[2] if file.exists() and "avl_case(" in file.read_text() else ""
     what = f"case {name}" if name else f"test {program}"
     return bool(re.search(rf"avl: {re.escape(what)}$", console, re.M))
 

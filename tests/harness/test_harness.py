@@ -937,6 +937,10 @@ ok 3 # SKIP no room
         (result,), rows = selftests.compare(runs, "x86_64", again)
         self.assertEqual((result.status, rows[0][5]), (
             "failed", "NOT EXPECTED: so 1 of 2 times more on base, so 1 of 3 times more on on"))
+        # A run that lacks it counts, too.
+        self.assertEqual(selftests.outcomes({"p@1": {"a": "ok", "plan": "not ok"}, "p@2": {},
+                                             "q@1": {"a": "ok"}}),
+                         {"p/a": ["ok", "missing"], "p/plan": ["not ok", "ok"], "q/a": ["ok"]})
         self.assertIn(" 1 differ,", selftests.counted([result], rows))
 
     def test_a_plan_has_to_hold(self):
