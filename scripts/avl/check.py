@@ -32,7 +32,7 @@ REPORTING = {
     "impossible": ("release", 2, r"\S*rust/vma\.rs:\d+ at .*\[anon_vma_lazy\]"),
     "wiped": ("debug", 1, r"mm/vma\.h:\d+ at "),
 }
-# What takes another kernel than that of `make check`, or another module, by the kernel that is checked.
+# What takes another kernel than `make check` has, or another module; by the kernel that is checked.
 REFUSING = {"refused": "release", "mismatch": "debug"}
 # What the tour of the debug kernel leaves to `make check VARIANT=debug`, which takes longer: single
 # features, and the longest storm; the states one by one, which rmap comes by; what looks at

@@ -148,7 +148,8 @@ def build(toolchain, kernel, arch, tests):
         if target.exists() and target.stat().st_mtime > main.stat().st_mtime:
             continue
         # By its name alone: some make files that are called by __FILE__.
-        sources = [main if program in EDITS else main.name, "vm_util.c", "hugepage_settings.c", *SOURCES.get(program, [])]
+        sources = [main if program in EDITS else main.name, "vm_util.c", "hugepage_settings.c",
+                   *SOURCES.get(program, [])]
         toolchain.run([toolchain.gcc(arch), "-O2", "-static", "-no-pie", "-U_FORTIFY_SOURCE",
                        "-D_GNU_SOURCE=", "-pthread", f"-I{out}", f"-I{kernel.source}",
                        f"-I{source}", f"-I{kernel.source}/tools/testing/selftests",
