@@ -13,6 +13,8 @@ WITHOUT = ("libllvm19", "libz3-4", "mesa-libgallium")
 # Seconds of each, and how long it may take at most until it has come to its end.
 SECONDS = 12
 LIMIT = 120
+# trinity is done after so many system calls, however long they take on a busy machine.
+TRINITY_LIMIT = 480
 GUEST_LIMIT = 3600
 # Those that meet anonymous memory: what stress-ng is told, a few processes of each.
 STRESS_NG = {
@@ -86,7 +88,7 @@ def commands():
     rows = [(name, LIMIT, f"{AS_NOBODY if name in NOBODY else ''}stress-ng {options} "
                           f"--timeout {SECONDS} --seed {halves} --temp-path /tmp --metrics-brief")
             for name, options in STRESS_NG.items()]
-    rows.append(("trinity", LIMIT, f"run-trinity {seed}"))
+    rows.append(("trinity", TRINITY_LIMIT, f"run-trinity {seed}"))
     names = common.setting("STRESSORS").replace(",", " ").split()
     unknown = sorted(set(names) - {row[0] for row in rows})
     if unknown:
