@@ -84,6 +84,11 @@ EDITS = {
     "khugepaged": {"\treturn timeout == -1;":
                    "\tif (ops == &__anon_ops)\n\t\tmadvise(p, len, MADV_NOHUGEPAGE);\n"
                    "\treturn timeout == -1;"},
+    # It looks for room for what it moves, and not for what is to lie below. The heap of a static
+    # program may be there.
+    "mremap_test": {"while (!is_remap_region_valid(addr, c.region_size) &&":
+                    "while (!is_remap_region_valid(addr - c.dest_preamble_size,\n"
+                    "\t\t\tc.region_size + c.dest_preamble_size) &&"},
     # It counts ends of scans, the first of which may be that of one that had passed these pages
     # before; ksmd does not rest there (sleep_millisecs is 0). And a smart scan leaves pages out by
     # their age: two of different ages may not be in any scan together.
