@@ -296,8 +296,8 @@ class Comparison:
         self.expected = [row[2:] for row in expected() if row[0] in (arch, "all") and
                          row[1] == other]
         self.alike = [row[1:] for row in alike() if row[0] in (arch, "all")]
-        # The lines of the lists that excuse nothing, so far.
-        self.idle = {*self.expected, *self.alike}
+        # The lines of either list that excuse nothing, so far.
+        self.idle = {*self.expected}, {*self.alike}
 
     def judge(self, name, was, now):
         """
@@ -314,7 +314,7 @@ class Comparison:
         for row in self.expected:
             pattern, before, after, reason = row
             if (before, after) == (was, now) and fnmatch.fnmatchcase(name, pattern):
-                self.idle.discard(row)
+                self.idle[0].discard(row)
                 return Result(where, "passed"), f"expected: {reason}"
         more = more_runs(self.again, self.base, self.other, name, now)
         return Result(where, "failed", f"{was} on {self.base}, {now} on {self.other}{more}"), \
@@ -327,7 +327,7 @@ class Comparison:
         for row in self.alike:
             pattern, known, reason = row
             if known == outcome and fnmatch.fnmatchcase(name, pattern):
-                self.idle.discard(row)
+                self.idle[1].discard(row)
                 return Result(where, "skipped" if outcome == "SKIP" else FAILS_ON_ALL, reason,
                               listed=True), None
         words = f" ({self.said[name]})" if self.said.get(name) else ""
@@ -357,8 +357,8 @@ def compare(runs, arch, again=None, said=None, whole=False):
         idle.append(comparison.idle)
     if whole:
         # Those of differences are for one variant each, the others for all of them.
-        stale = set.union(*idle) - {row for some in idle for row in some if len(row) == 3} | \
-            {row for row in set.intersection(*idle) if len(row) == 3}
+        differences, others = zip(*idle)
+        stale = set.union(*differences) | set.intersection(*others)
         results += [Result(f"list/{row[0]}", "failed", f"{' -> '.join(row[1:-1])} is on the list, "
                            "and was not seen: remove it, or find out why") for row in sorted(stale)]
     return results, rows
