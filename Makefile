@@ -6,7 +6,7 @@
 # Hand these on, as given on the command line or in the environment.
 export KDIR KERNEL KSRC KERNEL_TARBALL O MO ARCH LLVM V ACCEL TIMEOUT JOBS TOOLCHAIN VARIANT
 export TESTS SEED ROUNDS GENERATIONS SOAK STRIDE STEPS MUTANTS SELFTESTS STRESSORS PROPTEST_CASES
-export STAGES BENCH LOOM_MAX_PREEMPTIONS HERD7 MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
+export STAGES JUDGE BENCH LOOM_MAX_PREEMPTIONS HERD7 MIRROR AVL_CACHE INSTALL_MOD_PATH INSTALL_MOD_DIR
 
 # The commands call make themselves, with their own -j.
 MAKEFLAGS += --no-print-directory
@@ -98,6 +98,7 @@ help:
 	@echo '  SELFTESTS       mm selftests, by name                             all'
 	@echo '  STRESSORS       outside stressors, by name                        all'
 	@echo '  STEPS           patches of patches-check, by number               all'
+	@echo '  JUDGE           last: check-kcsan judges its last run once more   -'
 	@echo '  STAGES          of check-full, by name                            all'
 	@echo '  MUTANTS         faults of make mutants, by name                   all'
 	@echo '  BENCH           benchmarks of make bench: speed, speed/fork...    all'

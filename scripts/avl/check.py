@@ -600,7 +600,7 @@ def stage_environment(name):
     The environment of a stage, which is a stage whole: what narrows a run down is not handed on,
     but for how much the tests do. Its name keeps its record and its guests apart from others'.
     """
-    own = {*common.SELECTING, "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "STAGES"}
+    own = {*common.SELECTING, "VARIANT", "TIMEOUT", "ARCH", "SOAK", "STRIDE", "STAGES", "JUDGE"}
     return {**{name: value for name, value in os.environ.items() if name not in own},
             "AVL_STAGE": "full-" + re.sub("-(x86_64|arm64)$", "", name)}
 

@@ -275,11 +275,11 @@ def output(argv, **options):
     return result.stdout.decode(errors="replace") if result.returncode == 0 else None
 
 
-def tree_key(documents=True, env=None):
+def tree_key(documents=True, env=None, without=None):
     """
-    What the outcome of a run depends on: every committed or changed file, of documents only if
-    the run reads them, and the settings in `env` (the environment) but for those that select:
-    what they leave out was not run. None if that cannot be known.
+    What the outcome of a run depends on: every committed or changed file but `without`, of
+    documents only if the run reads them, and the settings in `env` (the environment) but for
+    those that select: what they leave out was not run. None if that cannot be known.
     """
     env = os.environ if env is None else env
     files = output(["git", "-C", str(TOP), "ls-files", "-co", "--exclude-standard"])
@@ -289,4 +289,5 @@ def tree_key(documents=True, env=None):
         files = re.sub(r"(?m)^(Documentation/.*|[^/]*\.md)$", "", files)
     settings = [f"{name}={env.get(name, '').strip()}" for name in (*EFFORT, *OTHERS)]
     return digest(*settings, *[part for name in sorted(files.split("\n")) if name
-                               and (TOP / name).is_file() for part in (name, TOP / name)])
+                               and TOP / name != without and (TOP / name).is_file()
+                               for part in (name, TOP / name)])

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """make check-kcsan: guest tests on a kernel that looks for data races, and what it reports."""
 
+import dataclasses
 import fnmatch
+import json
 import re
 
 from . import check, common, guest, source
@@ -140,9 +142,12 @@ def instrumented(toolchain, bench):
                   f"calls for {', '.join(kinds) or 'nothing'}")
 
 
-def guests_of(guests, bench, plan, added, known):
-    """Run the guests of a plan; results, and {title: (count, verdict)}."""
-    results, table = [], {}
+def guests_of(guests, bench, plan):
+    """
+    Run the guests of a plan: [(name, what else was wrong or right in it, reports)]. These are the
+    lines of each.
+    """
+    seen = []
     for mode, name, tests in plan:
         with check.Stage(f"{name}, {guests.arch}"):
             variant = bench.kernel.variant
@@ -155,36 +160,86 @@ def guests_of(guests, bench, plan, added, known):
         judged = guest.judge(run, tests, bench.kernel.source)
         if any(r.status == "failed" for r in judged):
             run.show_end()
-        results += [Result(f"{variant}/{mode}/{r.name}", r.status, r.reason, r.evidence)
-                    for r in judged]
-        seen = watched(run.console)
-        ok = seen.get("setup_watchpoints", 0) > 0 and "kcsan: enabled early" in run.console
+        counters = watched(run.console)
+        ok = counters.get("setup_watchpoints", 0) > 0 and "kcsan: enabled early" in run.console
+        results = [Result(f"{variant}/{mode}/{r.name}", r.status, r.reason, r.evidence)
+                   for r in judged]
         results.append(Result(f"{name}/the detector was on", "passed" if ok else "failed",
                               "" if ok else "no watchpoints"))
-        own, rows = judge(name, races, added, known)
-        results += own
-        for title, count, verdict in rows:
-            table[title] = (table.get(title, (0,))[0] + count, verdict)
-        say(f"{name}: {seen.get('setup_watchpoints', 0)} watchpoints, {len(races)} reports of "
-            f"{len(rows)} races")
-    return results, table
+        seen.append((name, results, [race.lines for race in races]))
+        say(f"{name}: {counters.get('setup_watchpoints', 0)} watchpoints, {len(races)} reports of "
+            f"{len({race.title for race in races})} races")
+    return seen
+
+
+def key():
+    """What a run depends on, but for the list of races."""
+    tree = common.tree_key(documents=False, without=EXPECTED)
+    return tree and common.digest(tree, common.setting("TESTS"))
+
+
+def keep(record, now, results, seen):
+    """Write down a run for JUDGE=last."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({
+        "key": now, "results": [dataclasses.asdict(r) for r in results],
+        "guests": [(name, [dataclasses.asdict(r) for r in own], reports)
+                   for name, own, reports in seen]}))
+
+
+def kept(record, now, target):
+    """What keep() has written, if nothing but the list of races has changed since."""
+    try:
+        last = json.loads(record.read_text())
+    except FileNotFoundError:
+        raise Failure(f"JUDGE=last: there was no run yet: make {target}") from None
+    except ValueError:
+        raise Failure(f"JUDGE=last: {record} cannot be read: make {target}") from None
+    if not now or last["key"] != now:
+        raise Failure("JUDGE=last: more than tests/expected-races has changed since the last run, "
+                      f"or its settings were others: make {target}")
+
+    def again(rows):
+        return [Result(**{**row, "evidence": tuple(row["evidence"])}) for row in rows]
+
+    return again(last["results"]), [(name, again(own), reports)
+                                    for name, own, reports in last["guests"]]
 
 
 def races(toolchain, arch):
     """make check-kcsan."""
-    guests = guest.Guests(toolchain, arch)
     added, known = added_functions(), expected()
     variant = common.setting("VARIANT", "kcsan")
     if variant not in ("kcsan", "kcsan-base"):
         raise Failure(f"VARIANT={variant}: check-kcsan takes kcsan or kcsan-base, without the "
                       "series")
-    with check.Stage(f"kernel and module, {arch} {variant}"):
-        bench = check.Bench(toolchain, arch, variant, module=variant == "kcsan")
-    results = [instrumented(toolchain, bench)] if bench.module else []
-    more, table = guests_of(guests, bench, PATCHED if bench.module else UNPATCHED, added, known)
+    if common.setting("JUDGE", "last") != "last":
+        raise Failure(f"JUDGE={common.setting('JUDGE')}: check-kcsan takes last, which runs "
+                      "nothing and judges the last run by the list of races as it is now")
+    patched = variant == "kcsan"
+    target = "check-kcsan" if patched else "check-kcsan-base"
+    record = TOP / "build" / arch / f"{target}.json"
+    if common.setting("JUDGE"):
+        results, seen = kept(record, key(), "check-kcsan" + ("" if patched else
+                                                             " VARIANT=kcsan-base"))
+    else:
+        now = key()
+        record.unlink(missing_ok=True)
+        guests = guest.Guests(toolchain, arch)
+        with check.Stage(f"kernel and module, {arch} {variant}"):
+            bench = check.Bench(toolchain, arch, variant, module=patched)
+        results = [instrumented(toolchain, bench)] if patched else []
+        seen = guests_of(guests, bench, PATCHED if patched else UNPATCHED)
+        if now and now == key():
+            keep(record, now, results, seen)
+    table = {}
+    for name, own, reports in seen:
+        of_races, rows = judge(name, [Race(lines) for lines in reports], added, known)
+        results += own + of_races
+        for title, count, verdict in rows:
+            table[title] = (table.get(title, (0,))[0] + count, verdict)
     rows = ["| race | reports | |", "|---|---|---|"]
     rows += [f"| {title} | {count} | {verdict} |" for title, (count, verdict) in
              sorted(table.items())]
     print("\n".join(rows))
-    target = "check-kcsan" if bench.module else "check-kcsan-base"
-    return check.finish(target, results + more, arch, {"Data races": "\n".join(rows)})
+    return check.finish(target, results, arch, {"Data races": "\n".join(rows)})

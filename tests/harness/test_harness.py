@@ -587,6 +587,10 @@ class Selection(unittest.TestCase):
                 keys.append((common.tree_key(), common.tree_key(documents=False)))
                 (top / name).write_text("2\n")
             keys.append((common.tree_key(), common.tree_key(documents=False)))
+            but = [common.tree_key(without=top / name) for name in ("code.c", "README.md")]
+            (top / "code.c").write_text("3\n")
+            but += [common.tree_key(without=top / name) for name in ("code.c", "README.md")]
+            self.assertEqual([but[0] == but[2], but[1] == but[3]], [True, False])
             settings = [common.tree_key(env={name: "1"}) for name in
                         common.EFFORT + common.OTHERS if name != "KSRC"]
             self.assertIsNone(common.tree_key(env={"KSRC": "/tree"}))
@@ -651,7 +655,7 @@ class Selection(unittest.TestCase):
         kinds = common.SELECTING + common.EFFORT + common.OTHERS
         self.assertEqual(len(kinds), len(set(kinds)))
         # The targets' own; where things are built; of other targets; without a say in the outcome.
-        rest = ("ARCH KDIR O MO STAGES BENCH INSTALL_MOD_PATH INSTALL_MOD_DIR JOBS V "
+        rest = ("ARCH KDIR O MO STAGES JUDGE BENCH INSTALL_MOD_PATH INSTALL_MOD_DIR JOBS V "
                 "MIRROR").split()
         exported = re.findall(r"(?m)^export (.*)", (TOP / "Makefile").read_text())
         self.assertEqual(sorted(" ".join(exported).split()), sorted((*kinds, *rest)))
@@ -1127,6 +1131,42 @@ class Races(unittest.TestCase):
                          "failed")
         self.assertEqual(self.judged(self.text(""), known, ["walk_it"])["walk_it / zap"], "failed")
         self.assertEqual(self.judged(self.text(""), known)["walk_it / zap"], "passed")
+
+    def test_the_last_run_is_judged_once_more(self):
+        """By another list alone: nothing else may have changed. What failed beside still does."""
+        found, _ = races.split(self.text(""))
+        own = [ktap.Result("boot", "failed", "died", ("a", "b"))]
+        with tempfile.TemporaryDirectory() as scratch, \
+                mock.patch.object(races, "TOP", Path(scratch)), \
+                mock.patch.object(races, "added_functions", lambda: set()), \
+                mock.patch.object(races.check, "finish") as finish:
+            record = Path(scratch) / "build/x86_64/check-kcsan.json"
+
+            def judged(listed):
+                with mock.patch.object(races, "expected", lambda: [(p, "why") for p in listed]), \
+                        mock.patch.object(races, "key", lambda: "this"), \
+                        mock.patch.dict(os.environ, {"JUDGE": "last"}), \
+                        mock.patch("sys.stdout"):
+                    races.races(None, "x86_64")
+                return {r.name: r.status for r in finish.call_args.args[1]}
+
+            with self.assertRaisesRegex(common.Failure, "no run yet: make check-kcsan"):
+                judged([])
+            races.keep(record, "this", own, [("guest", own, [race.lines for race in found])])
+            failed = {"boot": "failed", "guest/race: walk_it / zap": "failed",
+                      "guest/race: lonely / unknown": "failed"}
+            self.assertEqual(judged([]), failed)
+            self.assertEqual(judged(["zap / walk_it", "lonely / unknown"]),
+                             {name: "failed" if name == "boot" else "passed" for name in failed})
+            races.keep(record, "that", own, [])
+            with self.assertRaisesRegex(common.Failure, "has changed since"):
+                judged([])
+            record.write_text("{")
+            with self.assertRaisesRegex(common.Failure, "cannot be read"):
+                judged([])
+            with mock.patch.dict(os.environ, {"JUDGE": "first"}), \
+                    self.assertRaisesRegex(common.Failure, "JUDGE=first: check-kcsan takes last"):
+                races.races(None, "x86_64")
 
     def test_the_list_can_be_read_and_excuses_nothing_of_the_series(self):
         added = races.added_functions()
