@@ -444,11 +444,11 @@ def check_debug(toolchain, arch):
     return finish("check-debug", results, arch)
 
 
-def finish(target, results, arch, extra=None):
+def finish(target, results, arch, extra=None, raw=None):
     """Show what has run and how long it took, keep that for the report; the number of failures."""
     Stage.show()
     failures = ktap.report(results, arch)
-    report.save(target, arch, ktap.settle(results, arch), Stage.times, extra)
+    report.save(target, arch, ktap.settle(results, arch), Stage.times, extra, raw)
     return failures
 
 

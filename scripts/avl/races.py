@@ -6,7 +6,7 @@ import fnmatch
 import json
 import re
 
-from . import check, common, guest, source
+from . import check, common, guest, ktap, report, source
 from .common import TOP, Failure, say
 from .ktap import Result
 
@@ -173,73 +173,80 @@ def guests_of(guests, bench, plan):
 
 
 def key():
-    """What a run depends on, but for the list of races."""
-    tree = common.tree_key(documents=False, without=EXPECTED)
-    return tree and common.digest(tree, common.setting("TESTS"))
-
-
-def keep(record, now, results, seen):
-    """Write down a run for JUDGE=last."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({
-        "key": now, "results": [dataclasses.asdict(r) for r in results],
-        "guests": [(name, [dataclasses.asdict(r) for r in own], reports)
-                   for name, own, reports in seen]}))
-
-
-def kept(record, now, target):
-    """What keep() has written, if nothing but the list of races has changed since."""
+    """What a run depends on, but for the list of races and documents. None if it is not known."""
     try:
-        last = json.loads(record.read_text())
-    except FileNotFoundError:
-        raise Failure(f"JUDGE=last: there was no run yet: make {target}") from None
-    except ValueError:
-        raise Failure(f"JUDGE=last: {record} cannot be read: make {target}") from None
-    if not now or last["key"] != now:
-        raise Failure("JUDGE=last: more than tests/expected-races has changed since the last run, "
-                      f"or its settings were others: make {target}")
-
-    def again(rows):
-        return [Result(**{**row, "evidence": tuple(row["evidence"])}) for row in rows]
-
-    return again(last["results"]), [(name, again(own), reports)
-                                    for name, own, reports in last["guests"]]
+        return common.tree_key(documents=False, without=EXPECTED)
+    except OSError:
+        return None
 
 
-def races(toolchain, arch):
-    """make check-kcsan."""
-    added, known = added_functions(), expected()
-    variant = common.setting("VARIANT", "kcsan")
-    if variant not in ("kcsan", "kcsan-base"):
-        raise Failure(f"VARIANT={variant}: check-kcsan takes kcsan or kcsan-base, without the "
-                      "series")
-    if common.setting("JUDGE", "last") != "last":
-        raise Failure(f"JUDGE={common.setting('JUDGE')}: check-kcsan takes last, which runs "
-                      "nothing and judges the last run by the list of races as it is now")
-    patched = variant == "kcsan"
-    target = "check-kcsan" if patched else "check-kcsan-base"
-    record = TOP / "build" / arch / f"{target}.json"
-    if common.setting("JUDGE"):
-        results, seen = kept(record, key(), "check-kcsan" + ("" if patched else
-                                                             " VARIANT=kcsan-base"))
-    else:
-        now = key()
-        record.unlink(missing_ok=True)
-        guests = guest.Guests(toolchain, arch)
-        with check.Stage(f"kernel and module, {arch} {variant}"):
-            bench = check.Bench(toolchain, arch, variant, module=patched)
-        results = [instrumented(toolchain, bench)] if patched else []
-        seen = guests_of(guests, bench, PATCHED if patched else UNPATCHED)
-        if now and now == key():
-            keep(record, now, results, seen)
-    table = {}
+def judged(seen, added, known):
+    """The results of all guests, and a table of their races."""
+    results, table = [], {}
     for name, own, reports in seen:
         of_races, rows = judge(name, [Race(lines) for lines in reports], added, known)
         results += own + of_races
         for title, count, verdict in rows:
             table[title] = (table.get(title, (0,))[0] + count, verdict)
-    rows = ["| race | reports | |", "|---|---|---|"]
-    rows += [f"| {title} | {count} | {verdict} |" for title, (count, verdict) in
-             sorted(table.items())]
-    print("\n".join(rows))
-    return check.finish(target, results, arch, {"Data races": "\n".join(rows)})
+    lines = ["| race | reports | |", "|---|---|---|"]
+    lines += [f"| {title} | {count} | {verdict} |" for title, (count, verdict) in
+              sorted(table.items())]
+    print("\n".join(lines))
+    return results, "\n".join(lines)
+
+
+def judge_again(target, arch, command):
+    """JUDGE=last: the guests of the last run, by the list as it is now."""
+    file = report.record_file(target, arch)
+    try:
+        record = json.loads(file.read_text())
+        raw = record["raw"]
+        if raw["key"] != key():
+            raise Failure("JUDGE=last: more than tests/expected-races has changed since the last "
+                          f"run, or its settings were others: {command}")
+        seen = [(name, [Result(**{**row, "evidence": tuple(row["evidence"])}) for row in own],
+                 reports) for name, own, reports in raw["guests"]]
+    except FileNotFoundError:
+        raise Failure(f"JUDGE=last: there was no run to its end yet: {command}") from None
+    except (ValueError, KeyError, TypeError):
+        raise Failure(f"JUDGE=last: {file} is not of a run that can be judged again: "
+                      f"{command}") from None
+    results, table = judged(seen, added_functions(), expected())
+    versions = ", ".join(f"{what} {version}" for what, version in record["versions"].items())
+    print(f"  Judged again: the run of {record['when']}, {record['commit']}; {versions}")
+    failures = ktap.report(results, arch)
+    title = f"Data races, judged again at {report.commit()}"
+    report.save_again(record, ktap.settle(results, arch), {title: table})
+    return failures
+
+
+def races(toolchain, arch):
+    """make check-kcsan."""
+    variant = common.setting("VARIANT", "kcsan")
+    if variant not in ("kcsan", "kcsan-base"):
+        raise Failure(f"VARIANT={variant}: check-kcsan takes kcsan or kcsan-base, without the "
+                      "series")
+    patched = variant == "kcsan"
+    target = "check-kcsan" if patched else "check-kcsan-base"
+    judging = common.setting("JUDGE")
+    if judging == "last":
+        return judge_again(target, arch,
+                           "make check-kcsan" + ("" if patched else " VARIANT=kcsan-base"))
+    if judging:
+        raise Failure(f"JUDGE={judging}: check-kcsan takes last, which runs nothing and judges the "
+                      "last run by the list of races as it is now")
+    before = key()
+    guests = guest.Guests(toolchain, arch)
+    added, known = added_functions(), expected()
+    with check.Stage(f"kernel and module, {arch} {variant}"):
+        bench = check.Bench(toolchain, arch, variant, module=patched)
+    seen = [("module", [instrumented(toolchain, bench)] if patched else [], [])]
+    seen += guests_of(guests, bench, PATCHED if patched else UNPATCHED)
+    results, table = judged(seen, added, known)
+    raw = None
+    if before and before == key():
+        raw = {"key": before, "guests": [(name, [dataclasses.asdict(r) for r in own], reports)
+                                         for name, own, reports in seen]}
+    else:
+        say("JUDGE=last will not do for this run: files have changed meanwhile, or KSRC= is set")
+    return check.finish(target, results, arch, {"Data races": table}, raw)

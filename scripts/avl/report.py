@@ -43,12 +43,23 @@ def record_name(target):
     return f"{target}-some" if part == "some" else part or target
 
 
-def save(target, arch, results, stages, extra=None):
-    """Keep what a run has found, for the page; the last run of that name counts."""
+def record_file(target, arch):
+    return RESULTS / f"{record_name(target)}-{arch}.json"
+
+
+def write(record):
     RESULTS.mkdir(parents=True, exist_ok=True)
-    target = record_name(target)
-    record = {
-        "target": target, "arch": arch, "commit": commit(),
+    (RESULTS / f"{record['target']}-{record['arch']}.json").write_text(
+        json.dumps(record, indent=1) + "\n")
+
+
+def save(target, arch, results, stages, extra=None, raw=None):
+    """
+    Keep what a run has found, for the page; the last run of that name counts. `raw` is what the
+    target itself wants to find again.
+    """
+    write({
+        "target": record_name(target), "arch": arch, "commit": commit(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         # What may have made it less than its target; what else was asked for.
         "narrowed": common.given(*common.SELECTING, *common.EFFORT),
@@ -56,9 +67,13 @@ def save(target, arch, results, stages, extra=None):
         "versions": dict(common.noted),
         "stages": [(name, round(seconds)) for name, seconds in stages],
         "results": [(r.name, r.status, r.reason) for r in results],
-        "extra": extra or {},
-    }
-    (RESULTS / f"{target}-{arch}.json").write_text(json.dumps(record, indent=1) + "\n")
+        "extra": extra or {}, "raw": raw,
+    })
+
+
+def save_again(record, results, extra):
+    """The same run with other verdicts: when and of what it was stays."""
+    write({**record, "results": [(r.name, r.status, r.reason) for r in results], "extra": extra})
 
 
 def counts(record):

@@ -84,8 +84,8 @@ EDITS = {
     "khugepaged": {"\treturn timeout == -1;":
                    "\tif (ops == &__anon_ops)\n\t\tmadvise(p, len, MADV_NOHUGEPAGE);\n"
                    "\treturn timeout == -1;"},
-    # It counts the pages that became the zero page in two scans. One that NUMA balancing marks in
-    # between two steps of ksmd is left out of that scan. A policy of its own keeps it from that.
+    # It counts the pages that became the zero page in two scans. ksmd gives up a page that NUMA
+    # balancing marks between two of its steps. Balancing leaves a task with a memory policy alone.
     "ksm_functional_tests": {"\tksft_set_plan(tests);":
                              "\tksft_set_plan(tests);\n"
                              "\tsyscall(__NR_set_mempolicy, 4 /* MPOL_LOCAL */, NULL, 0);"},

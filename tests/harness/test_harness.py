@@ -1135,38 +1135,78 @@ class Races(unittest.TestCase):
     def test_the_last_run_is_judged_once_more(self):
         """By another list alone: nothing else may have changed. What failed beside still does."""
         found, _ = races.split(self.text(""))
-        own = [ktap.Result("boot", "failed", "died", ("a", "b"))]
-        with tempfile.TemporaryDirectory() as scratch, \
-                mock.patch.object(races, "TOP", Path(scratch)), \
-                mock.patch.object(races, "added_functions", lambda: set()), \
-                mock.patch.object(races.check, "finish") as finish:
-            record = Path(scratch) / "build/x86_64/check-kcsan.json"
+        died = ktap.Result("boot", "failed", "died", ("a", "b"))
+        seen = [("guest", [died], [race.lines for race in found])]
+        tree = ["this"]
+        with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+            for what, name, value in (
+                    (report, "RESULTS", Path(scratch)), (races, "added_functions", lambda: set()),
+                    (races.guest, "Guests", mock.Mock()), (races.check, "Bench", mock.Mock()),
+                    (races, "guests_of", lambda *_: seen),
+                    (races, "instrumented", lambda *_: ktap.Result("module", "passed")),
+                    (common.Stage, "times", []), (races, "key", lambda: tree[0])):
+                stack.enter_context(mock.patch.object(what, name, value))
 
-            def judged(listed):
-                with mock.patch.object(races, "expected", lambda: [(p, "why") for p in listed]), \
-                        mock.patch.object(races, "key", lambda: "this"), \
-                        mock.patch.dict(os.environ, {"JUDGE": "last"}), \
-                        mock.patch("sys.stdout"):
-                    races.races(None, "x86_64")
-                return {r.name: r.status for r in finish.call_args.args[1]}
+            def outcome(listed, again=True, **settings):
+                known = [(pattern, "why") for pattern in listed]
+                said = io.StringIO()
+                settings["JUDGE"] = "last" if again else ""
+                with mock.patch.object(races, "expected", lambda: known), \
+                        mock.patch.dict(os.environ, settings), \
+                        contextlib.redirect_stdout(said):
+                    count = races.races(None, "x86_64")
+                    record = json.loads(report.record_file("check-kcsan", "x86_64").read_text())
+                found = {name: status for name, status, _ in record["results"]}
+                self.assertEqual(count, list(found.values()).count("failed"))
+                return found, record, said.getvalue()
 
-            with self.assertRaisesRegex(common.Failure, "no run yet: make check-kcsan"):
-                judged([])
-            races.keep(record, "this", own, [("guest", own, [race.lines for race in found])])
-            failed = {"boot": "failed", "guest/race: walk_it / zap": "failed",
+            def changing(*_):
+                tree[0] = "other"
+                return seen
+
+            with self.assertRaisesRegex(common.Failure, "no run to its end yet: make check-kcsan"):
+                outcome([])
+            failed = {"module": "passed", "boot": "failed", "guest/race: walk_it / zap": "failed",
                       "guest/race: lonely / unknown": "failed"}
-            self.assertEqual(judged([]), failed)
-            self.assertEqual(judged(["zap / walk_it", "lonely / unknown"]),
-                             {name: "failed" if name == "boot" else "passed" for name in failed})
-            races.keep(record, "that", own, [])
+            now, first, said = outcome([], again=False)
+            self.assertEqual(now, failed)
+            self.assertIn("    | b", said)
+            now, record, said = outcome([])
+            self.assertEqual(now, failed)
+            self.assertIn("    | b", said)
+            self.assertIn(f"the run of {first['when']}", said)
+            now, record, _ = outcome(["zap / walk_it", "lonely / unknown"])
+            self.assertEqual(now, {name: "failed" if name == "boot" else "passed"
+                                   for name in failed})
+            self.assertEqual([record[name] for name in ("when", "commit", "versions", "raw")],
+                             [first[name] for name in ("when", "commit", "versions", "raw")])
+            # A run that is narrowed, or a stage, has a record of its own.
+            outcome([], again=False, ROUNDS="1")
+            outcome([], again=False, AVL_STAGE="full-kcsan")
+            self.assertEqual(outcome([])[1]["when"], first["when"])
+            self.assertEqual(len(list(Path(scratch).iterdir())), 3)
+            tree[0] = "that"
             with self.assertRaisesRegex(common.Failure, "has changed since"):
-                judged([])
-            record.write_text("{")
-            with self.assertRaisesRegex(common.Failure, "cannot be read"):
-                judged([])
+                outcome([])
+            with mock.patch.object(races, "guests_of", changing):
+                self.assertIn("will not do", outcome([], again=False)[2])
+            for text in ("{", "{}", '{"raw": null}'):
+                report.record_file("check-kcsan", "x86_64").write_text(text)
+                with self.assertRaisesRegex(common.Failure, "not of a run that can be judged"):
+                    outcome([])
             with mock.patch.dict(os.environ, {"JUDGE": "first"}), \
                     self.assertRaisesRegex(common.Failure, "JUDGE=first: check-kcsan takes last"):
                 races.races(None, "x86_64")
+
+    def test_what_the_last_run_is_judged_by(self):
+        """All of the tree but the list of races and documents."""
+        with mock.patch.object(common, "tree_key") as tree_key:
+            races.key()
+            tree_key.assert_called_once_with(documents=False, without=races.EXPECTED)
+            tree_key.side_effect = FileNotFoundError
+            self.assertIsNone(races.key())
+            with self.assertRaises(common.Failure):
+                races.judge_again("check-kcsan-none", "x86_64", "")
 
     def test_the_list_can_be_read_and_excuses_nothing_of_the_series(self):
         added = races.added_functions()
