@@ -375,8 +375,9 @@ def run_variant(guests, bench, image, name, mode, labels):
     wrong.
     """
     run = guests.run(f"selftests-{name.replace(' ', '-')}", bench.kernel, image, mode,
-                     # Some write to what they may not, by way of /proc/self/mem; some map where the
-                     # heap of a static program is at times, if it begins anywhere below 1 GB.
+                     # Some write to what they may not, by way of /proc/self/mem; some map at fixed
+                     # addresses, where the heap of a static program may be: it is put anywhere in
+                     # the gigabyte behind the program.
                      "proc_mem.force_override=always hugepages=16 norandmaps "
                      f"{guest.EXACT_COUNTS}",
                      guest.time_limit(GUEST_LIMIT))

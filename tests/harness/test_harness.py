@@ -1205,8 +1205,6 @@ class Races(unittest.TestCase):
             tree_key.assert_called_once_with(documents=False, without=races.EXPECTED)
             tree_key.side_effect = FileNotFoundError
             self.assertIsNone(races.key())
-            with self.assertRaises(common.Failure):
-                races.judge_again("check-kcsan-none", "x86_64", "")
 
     def test_the_list_can_be_read_and_excuses_nothing_of_the_series(self):
         added = races.added_functions()
