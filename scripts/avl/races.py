@@ -24,6 +24,17 @@ STAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? ?", re.M)
 TITLE = re.compile(r"^BUG: KCSAN: ([\w: -]+?) in (\S+)(?: / (\S+))?")
 FRAME = re.compile(r"^ +(?:\+-> reordered to: )?([\w.$]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)\])?")
 RULE = "=" * 66
+# "write (marked) to 0xff11000000e39908 of 8 bytes by task 7 on cpu 1:" is above each stack.
+ACCESS = re.compile(r" to 0x[0-9a-f]+ of \d+ bytes by ")
+MODULES = ("anon_vma_lazy", "rmap_who")
+# A line of the list: FUNCTION / FUNCTION [from CALLER] :: REASON.
+LINE = re.compile(r"^(?P<pair>\S+ / \S+?)(?: +from (?P<caller>\S+))? +:: (?P<reason>\S.*)$")
+# Functions of the kernel that touch what their caller gives them, not data that they keep: what
+# one of these does is its caller's access. Those of the kernel's own crates (_R...) are among them.
+CALLERS_ACCESS = re.compile(
+    r"rust_helper_|_R|_*(mem(cpy|set|move|cmp|chr|scan)|bcmp|str[a-z]+$|copy_(to|from)_|"
+    r"h?list_|llist_|rb_|xas?_|(put_|unlink_)?anon_(vma|rmap))")
+
 
 
 class Race:
@@ -44,8 +55,57 @@ class Race:
 
     def is_ours(self, added):
         """Whether the module, or a function that the series adds, is on a stack."""
-        return any(module == "anon_vma_lazy" or module == "rmap_who" or name in added
-                   for name, module in self.frames) or any(a in added for a in self.accesses)
+        return any(is_own(*frame, added) for frame in self.frames) or \
+            any(a in added for a in self.accesses)
+
+    def callers(self, added):
+        """
+        The functions of ours, one for each stack that has any, under which a function of Linux
+        made its access. None if that cannot be said of all of the report: one of ours made an
+        access, or one of CALLERS_ACCESS did, a stack is missing, or KCSAN has put off an access
+        until after its function had returned.
+        """
+        stacks = []
+        for line in self.lines:
+            frame = FRAME.match(line)
+            if ACCESS.search(line):
+                stacks.append([])
+            elif "reordered to" in line:
+                return None
+            elif frame and stacks:
+                stacks[-1].append(frame.groups())
+        # The end of a report is the line of its CPU: what the guest's death cut off is no proof.
+        if len(stacks) != 2 or not all(stacks) or \
+                not any(line.startswith("Reported by") for line in self.lines) or \
+                tuple(sorted(stack[0][0] for stack in stacks)) != self.accesses:
+            return None
+        if any(module or is_own(name, module, added) or CALLERS_ACCESS.match(name)
+               for name, module in (stack[0] for stack in stacks)):
+            return None
+        nearest = [next((name for name, module in stack if is_own(name, module, added)), None)
+                   for stack in stacks]
+        return [name for name in nearest if name]
+
+    def reason(self, added, known):
+        """Why this report is expected, or None."""
+        if not self.is_ours(added):
+            return reason_for(self.title, [(pattern, reason) for pattern, caller, reason in known
+                                           if not caller])
+        callers = self.callers(added)
+        return next((reason for pattern, caller, reason in known
+                     if caller and callers and pattern == self.title
+                     and all(is_called(name, caller) for name in callers)), None)
+
+
+def is_own(name, module, added):
+    """Whether a function is the module's, or one that the series adds."""
+    return module in MODULES or name in added
+
+
+def is_called(symbol, path):
+    """Whether a symbol, mangled by Rust's v0 scheme or not, is of this path: walk::Walk::next."""
+    parts = [rf"(?<!\d){len(part)}{re.escape(part)}" for part in path.split("::")]
+    return symbol == path or bool(re.match("_R.*" + ".*".join(parts) + "$", symbol))
 
 
 def split(text):
@@ -89,21 +149,29 @@ def added_functions():
     return names
 
 
-def expected():
-    """[(pattern, reason)] of the committed list; a pattern is 'FUNCTION / FUNCTION'."""
+def expected(added=()):
+    """[(pair, caller or None, reason)] of the committed list. See there for what they mean."""
     rows = []
     for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = re.match(r"^(\S+ / \S+)\s+:: (.+)$", line)
+        fields = LINE.match(line)
         if not fields:
-            raise Failure(f"{EXPECTED.name}:{number}: needs FUNCTION / FUNCTION :: REASON")
-        rows.append(fields.groups())
+            raise Failure(f"{EXPECTED.name}:{number}: needs FUNCTION / FUNCTION [from CALLER] "
+                          ":: REASON")
+        names = fields["pair"].split(" / ")
+        if fields["caller"] and (names != sorted(names) or any(
+                name in added or name == "unknown" or CALLERS_ACCESS.match(name) or
+                not re.fullmatch(r"[\w.]+", name) for name in names)):
+            raise Failure(f"{EXPECTED.name}:{number}: with a caller, both functions have to be of "
+                          "Linux, by their whole names, in the order of the alphabet, and none "
+                          "that works on its caller's data")
+        rows.append(fields.group("pair", "caller", "reason"))
     return rows
 
 
 def reason_for(title, known):
-    """Why this race is expected, or None. The order of the two functions means nothing."""
+    """Why this race of Linux is expected, or None. The order of the functions means nothing."""
     ways = (title, " / ".join(reversed(title.split(" / "))))
     return next((reason for pattern, reason in known
                  if any(fnmatch.fnmatchcase(way, pattern) for way in ways)), None)
@@ -113,14 +181,16 @@ def judge(name, races, added, known):
     """One result for each pair of functions; also the rows of a table."""
     results, rows = [], []
     for title in sorted({race.title for race in races}):
-        same = [race for race in races if race.title == title]
-        ours = next((race for race in same if race.is_ours(added)), None)
-        reason = None if ours else reason_for(title, known)
-        why = "" if reason else "names the module or the series" if ours else \
+        reasons = [(race, race.reason(added, known)) for race in races if race.title == title]
+        # One report that nothing explains is enough; one of ours first.
+        bad = sorted((race for race, reason in reasons if not reason),
+                     key=lambda race: not race.is_ours(added))
+        why = "" if not bad else "names the module or the series" if bad[0].is_ours(added) else \
             "not in tests/expected-races"
-        results.append(Result(f"{name}/race: {title}", "passed" if reason else "failed", why,
-                              () if reason else tuple((ours or same[0]).lines[:60])))
-        rows.append((title, len(same), reason or f"NOT EXPECTED: {why}"))
+        results.append(Result(f"{name}/race: {title}", "failed" if bad else "passed", why,
+                              tuple(bad[0].lines[:60]) if bad else ()))
+        rows.append((title, len(reasons), f"NOT EXPECTED: {why}" if bad else
+                     "; ".join(dict.fromkeys(reason for _, reason in reasons))))
     return results, rows
 
 
@@ -211,7 +281,8 @@ def judge_again(target, arch, command):
     except (ValueError, KeyError, TypeError):
         raise Failure(f"JUDGE=last: {file} is not of a run that can be judged again: "
                       f"{command}") from None
-    results, table = judged(seen, added_functions(), expected())
+    added = added_functions()
+    results, table = judged(seen, added, expected(added))
     versions = ", ".join(f"{what} {version}" for what, version in record["versions"].items())
     print(f"  Judged again: the run of {record['when']}, {record['commit']}; {versions}")
     failures = ktap.report(results, arch)
@@ -237,7 +308,8 @@ def races(toolchain, arch):
                       "last run by the list of races as it is now")
     before = key()
     guests = guest.Guests(toolchain, arch)
-    added, known = added_functions(), expected()
+    added = added_functions()
+    known = expected(added)
     with check.Stage(f"kernel and module, {arch} {variant}"):
         bench = check.Bench(toolchain, arch, variant, module=patched)
     seen = [("module", [instrumented(toolchain, bench)] if patched else [], [])]
