@@ -5,6 +5,7 @@ import dataclasses
 import fnmatch
 import json
 import re
+import typing
 
 from . import check, common, guest, ktap, report, source
 from .common import TOP, Failure, say
@@ -25,10 +26,15 @@ TITLE = re.compile(r"^BUG: KCSAN: ([\w: -]+?) in (\S+)(?: / (\S+))?")
 FRAME = re.compile(r"^ +(?:\+-> reordered to: )?([\w.$]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)\])?$")
 RULE = "=" * 66
 # "write (marked) to 0xff11000000e39908 of 8 bytes by task 7 on cpu 1:" is above each stack.
-ACCESS = re.compile(r" to 0x[0-9a-f]+ of \d+ bytes by ")
+ACCESS = re.compile(r"^(?:race at unknown origin, with )?(?P<what>[a-z -]+?(?: \([a-z, ]+\))?) to "
+                    r"(?P<address>0x[0-9a-f]+) of (?P<size>\d+) bytes by ")
 MODULES = ("anon_vma_lazy", "rmap_who")
-# A line of the list: FUNCTION / FUNCTION [from CALLER] :: REASON.
-LINE = re.compile(r"^(?P<pair>\S+ / \S+?)(?: +from (?P<caller>\S+))? +:: (?P<reason>\S.*)$")
+# A line of the list: FUNCTION / FUNCTION [from CALLER | at compound_head] :: REASON.
+LINE = re.compile(r"^(?P<pair>\S+ / \S+?)(?: +(?P<how>from|at) (?P<name>\S+))? +:: "
+                  r"(?P<reason>\S.*)$")
+# page->compound_head, 8 bytes into any 64 of the memory map. That begins there on x86_64, with five
+# levels of page tables and with four, unless CONFIG_RANDOMIZE_MEMORY is set, which it is not.
+COMPOUND_HEAD = re.compile(r"0xff(?:d40000|ffea00)[0-9a-f]{6}[048c]8$")
 # Both sides of a race that a line with a caller can excuse: the maple tree, which alone keeps what
 # these work on (the module has no tree of its own). What works on its caller's data, memcpy(),
 # rb_next(), the slab allocator, call_rcu(), is never to be here: that access is its caller's.
@@ -37,6 +43,19 @@ KEEPERS = re.compile(r"(ma|mas|mat|mt|mte|mtree)_\w+(\.[\w.]+)?$")
 INTERRUPT = re.compile(r"asm_|sysvec_|el1[ht]?_|common_interrupt|call_on_irq_stack|handle_softirqs")
 # NUM_STACK_ENTRIES of kernel/kcsan/report.c is 64, less its own: a longer one may have no end.
 LONGEST = 56
+
+
+class Line(typing.NamedTuple):
+    """
+    A line of the list. With neither caller nor place it is for what has none of ours on a stack.
+
+    caller: whose call of Linux it is about, of ours.
+    place: "compound_head" if the first function has to be its reader.
+    """
+    pair: str
+    reason: str
+    caller: str = ""
+    place: str = ""
 
 
 class Race:
@@ -64,26 +83,40 @@ class Race:
         return any(f"[{module}]" in text for module in MODULES) or \
             any(is_own(name, None, added) for name in re.findall(r"([\w.$]+)\+0x", text))
 
-    def stacks(self):
-        """The frames of both accesses; None if one is missing or not understood."""
-        stacks, inside = [], False
+    def sides(self):
+        """[(head, frames)] of both accesses; None if one is missing or not understood."""
+        sides, inside = [], False
         for line in self.lines:
-            frame = FRAME.match(line)
-            if ACCESS.search(line):
-                stacks.append([])
+            access, frame = ACCESS.match(line), FRAME.match(line)
+            if access:
+                sides.append((access.groupdict(), []))
                 inside = True
             elif not line.strip():
                 inside = False
-            elif inside and not frame:
+            elif inside and frame:
+                sides[-1][1].append(frame.groups())
+            elif inside and line != "  |":
                 return None
-            elif inside:
-                stacks[-1].append(frame.groups())
         # The end of a report is the line of its CPU: what the guest's death cut off is no proof.
-        if len(stacks) != 2 or not any(line.startswith("Reported by") for line in self.lines) or \
-                not all(0 < len(stack) <= LONGEST for stack in stacks) or \
-                tuple(sorted(stack[0][0] for stack in stacks)) != self.accesses:
+        if len(sides) != 2 or not any(line.startswith("Reported by") for line in self.lines) or \
+                not all(0 < len(frames) <= LONGEST for _, frames in sides) or \
+                tuple(sorted(frames[0][0] for _, frames in sides)) != self.accesses:
             return None
-        return stacks
+        return sides
+
+    def is_of_compound_head(self, pair):
+        """
+        Whether the first function of a pair (of patterns) looks for the head of a page, and the
+        other changes page->lru, the same word: plain, not by cmpxchg() or the like.
+        """
+        sides = self.sides()
+        if not sides or not all(head["size"] == "8" and COMPOUND_HEAD.match(head["address"])
+                                for head, _ in sides):
+            return False
+        # What KCSAN has put off is as good a write: the reader needs no order with it.
+        did = {head["what"].replace(" (reordered)", ""): frames[0][0] for head, frames in sides}
+        reader, writer = did.get("read (marked)"), did.get("write") or did.get("read-write")
+        return bool(reader and writer) and fnmatch.fnmatchcase(f"{reader} / {writer}", pair)
 
     def callers(self, added):
         """
@@ -91,11 +124,11 @@ class Race:
         which made the access. Empty if that cannot be said of all of the report: an access is not
         of KEEPERS, KCSAN has put it off until later, an interrupt is between, a stack is not whole.
         """
-        stacks = self.stacks()
-        if not stacks or any("reordered" in line for line in self.lines):
+        sides = self.sides()
+        if not sides or any("reordered" in line for line in self.lines):
             return []
         callers = []
-        for (access, module), *below in stacks:
+        for _, ((access, module), *below) in sides:
             if module or is_own(access, module, added) or not KEEPERS.match(access):
                 return []
             for name, module in below:
@@ -112,13 +145,16 @@ class Race:
         # "assert: race" is a rule that was broken.
         if self.kind != "data-race":
             return None
-        if not self.is_ours(added):
-            return reason_for(self.title, [(pattern, reason) for pattern, caller, reason in known
-                                           if not caller])
-        callers = self.callers(added)
-        return next((reason for pattern, caller, reason in known
-                     if caller and callers and pattern == self.title
-                     and all(is_called(name, caller) for name in callers)), None)
+        if self.is_ours(added):
+            callers = self.callers(added)
+            return next((line.reason for line in known
+                         if line.caller and callers and line.pair == self.title
+                         and all(is_called(name, line.caller) for name in callers)), None)
+        # The order of the functions means nothing, unless one is the reader.
+        ways = (self.title, " / ".join(reversed(self.title.split(" / "))))
+        return next((line.reason for line in known if not line.caller and (
+            self.is_of_compound_head(line.pair) if line.place else
+            any(fnmatch.fnmatchcase(way, line.pair) for way in ways))), None)
 
 
 def is_own(name, module, added):
@@ -178,30 +214,25 @@ def added_functions():
 
 
 def expected(added=()):
-    """[(pair, caller or None, reason)] of the committed list. See there for what they mean."""
+    """The committed list, as Lines. See there for what they mean."""
     rows = []
-    for number, line in enumerate(EXPECTED.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
+    for number, text in enumerate(EXPECTED.read_text().splitlines(), 1):
+        if not text.strip() or text.startswith("#"):
             continue
-        fields = LINE.match(line)
-        if not fields:
-            raise Failure(f"{EXPECTED.name}:{number}: needs FUNCTION / FUNCTION [from CALLER] "
-                          ":: REASON")
-        names = fields["pair"].split(" / ")
-        if fields["caller"] and (names != sorted(names) or
-                                 not all(map(KEEPERS.match, names)) or
-                                 any(is_own(name, None, added) for name in names)):
+        fields = LINE.match(text)
+        if not fields or fields["how"] == "at" and fields["name"] != "compound_head":
+            raise Failure(f"{EXPECTED.name}:{number}: needs FUNCTION / FUNCTION [from CALLER | at "
+                          "compound_head] :: REASON")
+        line = Line(fields["pair"], fields["reason"],
+                    fields["name"] if fields["how"] == "from" else "",
+                    fields["name"] if fields["how"] == "at" else "")
+        names = line.pair.split(" / ")
+        if line.caller and (names != sorted(names) or not all(map(KEEPERS.match, names)) or
+                            any(is_own(name, None, added) for name in names)):
             raise Failure(f"{EXPECTED.name}:{number}: with a caller, both functions have to be of "
                           "the maple tree, by their whole names, in the order of the alphabet")
-        rows.append(fields.group("pair", "caller", "reason"))
+        rows.append(line)
     return rows
-
-
-def reason_for(title, known):
-    """Why this race of Linux is expected, or None. The order of the functions means nothing."""
-    ways = (title, " / ".join(reversed(title.split(" / "))))
-    return next((reason for pattern, reason in known
-                 if any(fnmatch.fnmatchcase(way, pattern) for way in ways)), None)
 
 
 def judge(name, races, added, known):

@@ -1118,15 +1118,15 @@ class Races(unittest.TestCase):
     def judged(self, text, known, added=()):
         found, rest = races.split(text)
         self.assertEqual([line.split("] ")[1] for line in rest.splitlines()], ["before", "after"])
-        results, _ = races.judge("guest", found, set(added), known)
+        results, _ = races.judge("guest", found, set(added), [races.Line(*line) for line in known])
         return {r.name.split("race: ")[1]: r.status for r in results}
 
     def test_reports_are_told_apart_and_listed_ones_pass(self):
-        self.assertEqual(self.judged(self.text(""), [("zap / walk_*", None, "why")]),
+        self.assertEqual(self.judged(self.text(""), [("zap / walk_*", "why")]),
                          {"walk_it / zap": "passed", "lonely / unknown": "failed"})
 
     def test_nothing_excuses_a_race_of_ours(self):
-        known = [("* / *", None, "why"), ("walk_it / zap", "exit", "why")]
+        known = [("* / *", "why"), ("walk_it / zap", "why", "exit")]
         self.assertEqual(self.judged(self.text(" [anon_vma_lazy]"), known)["walk_it / zap"],
                          "failed")
         self.assertEqual(self.judged(self.text(""), known, ["walk_it"])["walk_it / zap"], "failed")
@@ -1136,21 +1136,21 @@ class Races(unittest.TestCase):
     NEXT = "_RNvMNtCsbNDa5Veb6zw_9lazy_main4walkNtB2_4Walk4next"
 
     def below(self, reader, writer=("mas_wmb_replace", "mmap_region"), end=("", "Reported by it"),
-              title=None, kind="data-race", what="read (marked)"):
+              title=None, kind="data-race", what="read (marked)", wrote="write",
+              where="to 0xff110000414dea00 of 8 bytes by task 39"):
         """A report. A frame is a function, or a function and its module as the kernel prints it."""
         def frames(names):
             return [re.sub(r"^([\w.]+)( \[|$)", r" \1+0x1/0x2\2", name) for name in names]
         title = title or " / ".join(sorted(names[0].split()[0] for names in (reader, writer)))
-        where = "to 0xff110000414dea00 of 8 bytes by task 39"
         return races.Race([f"BUG: KCSAN: {kind} in {title}", "",
-                           f"write {where}0 on cpu 2:", *frames(writer), "",
+                           f"{wrote} {where}0 on cpu 2:", *frames(writer), "",
                            f"{what} {where}1 on cpu 3:", *frames(reader), *end])
 
     ADDED = ("anon_rmap_next", "free_dead_roots")
 
     def status(self, race, *known):
         (result,), rows = races.judge("guest", race if isinstance(race, list) else [race],
-                                      set(self.ADDED), list(known))
+                                      set(self.ADDED), [races.Line(*line) for line in known])
         self.assertEqual(rows[0][2] == "why", result.status == "passed")
         self.assertEqual(bool(result.evidence), result.status == "failed")
         return result.status
@@ -1160,14 +1160,14 @@ class Races(unittest.TestCase):
         later = ("  |", f"  +-> reordered to: {self.NEXT}+0x1/0x2 [anon_vma_lazy]", "",
                  "Reported by it")
         pair, path = "mas_wmb_replace / mtree_load", "lazy_main::walk::Walk::next"
-        line = (pair, path, "why")
+        line = (pair, "why", path)
         below, status = self.below, self.status
 
         self.assertEqual(status(below(walk), line), "passed")
         # A function of the series, by its own name; deeper in Linux; both stacks; a whole system
         # call that an interrupt has met.
         self.assertEqual(status(below(["mtree_load", "anon_rmap_next"]),
-                                (pair, "anon_rmap_next", "why")), "passed")
+                                (pair, "why", "anon_rmap_next")), "passed")
         deeper = ["mtree_load", "mt_find", *walk[1:]]
         self.assertEqual(status(below(deeper), line), "passed")
         self.assertEqual(status(below(walk, ["mas_wmb_replace", *walk[1:]]), line), "passed")
@@ -1175,11 +1175,10 @@ class Races(unittest.TestCase):
                          "passed")
         for what, race, known in (
                 ("no line", below(walk), []),
-                ("a line of Linux's own", below(walk), [("* / *", None, "why"),
-                                                        (pair, None, "why")]),
-                ("another caller", below(walk), [(pair, "lazy_main::walk::Walk::nex", "why")]),
-                ("another pair", below(walk), [("mas_walk / mtree_load", path, "why")]),
-                ("a pattern", below(walk), [("mas_wmb_replace / *", path, "why")]),
+                ("a line of Linux's own", below(walk), [("* / *", "why"), (pair, "why")]),
+                ("another caller", below(walk), [(pair, "why", "lazy_main::walk::Walk::nex")]),
+                ("another pair", below(walk), [("mas_walk / mtree_load", "why", path)]),
+                ("a pattern", below(walk), [("mas_wmb_replace / *", "why", path)]),
                 ("a nearer one", below(["mtree_load", "anon_rmap_next", *walk[1:]]), [line]),
                 ("a nearer module", below(["mtree_load", "who_read [rmap_who]", *walk[1:]]),
                  [line]),
@@ -1199,7 +1198,7 @@ class Races(unittest.TestCase):
                 ("no name", below([*walk, " 0xffffffffc0000000"]), [line]),
                 ("cut off", below(walk, end=()), [line]),
                 ("another title", below(walk, title="mas_walk / mtree_load"),
-                 [line, ("mas_walk / mtree_load", path, "why")])):
+                 [line, ("mas_walk / mtree_load", "why", path)])):
             with self.subTest(what):
                 self.assertEqual(status(race, *known), "failed")
         # One that is not explained is enough.
@@ -1209,10 +1208,10 @@ class Races(unittest.TestCase):
         half.lines = [text for text in half.lines if not text.startswith("write") and
                       "mas_wmb_replace+" not in text and "mmap_region" not in text]
         half.accesses = ("mtree_load",)
-        self.assertEqual(status(half, ("mtree_load / unknown", path, "why")), "failed")
+        self.assertEqual(status(half, ("mtree_load / unknown", "why", path)), "failed")
 
     def test_nothing_of_ours_hides_from_the_lines_of_linux(self):
-        known = ("* / *", None, "why")
+        known = ("* / *", "why")
         self.assertEqual(self.status(self.below(["mas_walk", "find_vma"]), known), "passed")
         for reader in (["mas_walk", "free_dead_roots.part.0"], ["free_dead_roots.cold"],
                        ["mas_walk", "ok 3 - x[  441.5]  anon_rmap_next+0x1/0x2"],
@@ -1224,6 +1223,40 @@ class Races(unittest.TestCase):
         self.assertEqual(self.status(title, known), "failed")
         broken = self.below(["mas_walk"], kind="assert: race")
         self.assertEqual(self.status(broken, known), "failed")
+
+    def test_who_looks_for_the_head_of_a_page(self):
+        """A line at compound_head: this reader, marked, and any plain writer, of that word."""
+        def status(pair="copy_page_range / *", reader="copy_page_range", writer="shrink_folio_list",
+                   word="0xffd40000001a1c88 of 8", **how):
+            race = self.below([reader, "dup_mmap"], [writer, "shrink_lruvec"],
+                              where=f"to {word} bytes by task 39", **how)
+            return self.status(race, (pair, "why", "", "compound_head"))
+
+        later = ("  |", "  +-> reordered to: shrink_folio_list+0x1/0x2", "", "Reported by it")
+        for what, options in (
+                ("as seen", {}), ("a list", {"wrote": "read-write"}),
+                ("put off", {"wrote": "read-write (reordered)", "end": later}),
+                ("first of the alphabet", {"writer": "a"}),
+                ("named", {"pair": "copy_* / shrink_*"}),
+                ("four levels", {"word": "0xffffea00001a1cc8 of 8"})):
+            with self.subTest(what):
+                self.assertEqual(status(**options), "passed")
+        for what, options in (
+                ("not marked", {"what": "read"}), ("put off", {"what": "read (marked, reordered)"}),
+                ("a marked write", {"wrote": "write (marked)"}),
+                ("two reads", {"wrote": "read (marked)"}), ("two writes", {"what": "read-write"}),
+                ("another reader", {"reader": "mas_walk"}),
+                ("it writes", {"pair": "shrink_folio_list / *"}),
+                ("another writer", {"pair": "copy_page_range / isolate*"}),
+                ("of ours", {"reader": "free_dead_roots", "pair": "* / *"}),
+                ("flags", {"word": "0xffd40000001a1c80 of 8"}),
+                ("mapping", {"word": "0xffd40000001a1c98 of 8"}),
+                ("another word", {"word": "0xffd40000001a1ca8 of 8"}),
+                ("a half of it", {"word": "0xffd40000001a1c88 of 4"}),
+                ("not a page", {"word": "0xff110000001a1c88 of 8"}),
+                ("cut off", {"end": ()})):
+            with self.subTest(what):
+                self.assertEqual(status(**options), "failed")
 
     def test_what_one_of_ours_did_itself_is_never_excused(self):
         """Nor what was done on its behalf, by a line of any kind."""
@@ -1238,8 +1271,8 @@ class Races(unittest.TestCase):
             name = access.split()[0]
             for race in (self.below([access, caller, "rmap_walk_anon"]),
                          self.below(["mtree_load", caller], [access, "mmap_region"])):
-                known = [(race.title, path, "why")
-                         for path in (None, "lazy_main::walk::Walk::next", name, "mmap_region")]
+                known = [(race.title, "why", path)
+                         for path in ("", "lazy_main::walk::Walk::next", name, "mmap_region")]
                 with self.subTest(access):
                     self.assertIn(name, race.accesses)
                     self.assertEqual(self.status(race, *known), "failed")
@@ -1250,7 +1283,7 @@ class Races(unittest.TestCase):
         path = "lazy_main::walk::Walk::next"
         for added, status in (((), "passed"), (("mas_added",), "failed")):
             with mock.patch.object(self, "ADDED", added):
-                self.assertEqual(self.status(race, (race.title, path, "why")), status)
+                self.assertEqual(self.status(race, (race.title, "why", path)), status)
 
     def test_a_path_is_of_one_symbol(self):
         path = "lazy_main::walk::Walk::next"
@@ -1276,11 +1309,14 @@ class Races(unittest.TestCase):
                 file.flush()
                 return races.expected({"mas_added"})
 
-        self.assertEqual(read("a / b :: why"), [("a / b", None, "why")])
-        self.assertEqual(read("b* / unknown :: why not"), [("b* / unknown", None, "why not")])
+        self.assertEqual(read("a / b :: why"), [("a / b", "why", "", "")])
+        self.assertEqual(read("b* / unknown :: why not"), [("b* / unknown", "why not", "", "")])
         self.assertEqual(read("mas_a / mt_b.x from walk::Walk::next :: why"),
-                         [("mas_a / mt_b.x", "walk::Walk::next", "why")])
+                         [("mas_a / mt_b.x", "why", "walk::Walk::next", "")])
+        self.assertEqual(read("a / * at compound_head :: why"),
+                         [("a / *", "why", "", "compound_head")])
         for line in ("a / b", "a :: why", "a / b from :: why", "a / b ::", "a / b c d :: why",
+                     "a / b at here :: why",
                      "a / b from c d :: why"):
             with self.subTest(line), self.assertRaisesRegex(common.Failure, ":3: needs FUNCTION"):
                 read(line)
@@ -1312,7 +1348,7 @@ class Races(unittest.TestCase):
                 stack.enter_context(mock.patch.object(what, name, value))
 
             def outcome(listed, again=True, **settings):
-                known = [(pattern, None, "why") for pattern in listed]
+                known = [races.Line(pattern, "why") for pattern in listed]
                 said = io.StringIO()
                 settings["JUDGE"] = "last" if again else ""
                 with mock.patch.object(races, "expected", lambda _: known), \
@@ -1373,10 +1409,10 @@ class Races(unittest.TestCase):
     def test_the_list_can_be_read_and_excuses_nothing_of_the_series(self):
         added = races.added_functions()
         self.assertIn("anon_rmap_next", added)
-        for pattern, _, reason in races.expected(added):
-            self.assertTrue(reason)
-            self.assertNotIn("anon_vma_lazy", pattern)
-            self.assertFalse(set(pattern.split(" / ")) & added)
+        for line in races.expected(added):
+            self.assertTrue(line.reason)
+            self.assertNotIn("anon_vma_lazy", line.pair)
+            self.assertFalse(set(line.pair.split(" / ")) & added)
 
 
 class Panics(unittest.TestCase):
