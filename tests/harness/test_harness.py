@@ -1204,6 +1204,10 @@ class Races(unittest.TestCase):
         # One that is not explained is enough.
         self.assertEqual(status([below(walk), below(["mtree_load", "anon_rmap_next"])], line),
                          "failed")
+        bare = below(walk)
+        bare.lines = [text for text in bare.lines
+                      if "mas_wmb_replace+" not in text and "mmap_region" not in text]
+        self.assertEqual(status(bare, line), "failed")
         half = below(walk)
         half.lines = [text for text in half.lines if not text.startswith("write") and
                       "mas_wmb_replace+" not in text and "mmap_region" not in text]
@@ -1221,13 +1225,19 @@ class Races(unittest.TestCase):
         # All that the guest lived to print.
         title = races.Race(["BUG: KCSAN: data-race in free_dead_roots / mas_walk"])
         self.assertEqual(self.status(title, known), "failed")
+        long = self.below(["mas_walk", *["more"] * 60])
+        self.assertEqual(self.status(long, known), "failed")
+        self.assertEqual(self.status(self.below(["mas_walk", *["more"] * 40], ["a"] * 40), known),
+                         "passed")
         broken = self.below(["mas_walk"], kind="assert: race")
         self.assertEqual(self.status(broken, known), "failed")
 
     def test_who_looks_for_the_head_of_a_page(self):
         """A line at compound_head: this reader, marked, and any plain writer, of that word."""
-        def status(pair="copy_page_range / *", reader="copy_page_range", writer="shrink_folio_list",
-                   word="0xffd40000001a1c88 of 8", **how):
+        def status(pair="copy_page_range / a|shrink_folio_list", reader="copy_page_range",
+                   writer="shrink_folio_list", word="0xffd40000001a1c88 of 8", **how):
+            if "value" in how:
+                how["end"] = ("", f"value changed: {how.pop('value')}", "", "Reported by it")
             race = self.below([reader, "dup_mmap"], [writer, "shrink_lruvec"],
                               where=f"to {word} bytes by task 39", **how)
             return self.status(race, (pair, "why", "", "compound_head"))
@@ -1237,7 +1247,8 @@ class Races(unittest.TestCase):
                 ("as seen", {}), ("a list", {"wrote": "read-write"}),
                 ("put off", {"wrote": "read-write (reordered)", "end": later}),
                 ("first of the alphabet", {"writer": "a"}),
-                ("named", {"pair": "copy_* / shrink_*"}),
+                ("a value", {"value": "0x10 -> 0xdead000000000100"}),
+                ("one of some", {"pair": "a|copy_page_range|b / shrink_folio_list"}),
                 ("four levels", {"word": "0xffffea00001a1cc8 of 8"})):
             with self.subTest(what):
                 self.assertEqual(status(**options), "passed")
@@ -1247,8 +1258,13 @@ class Races(unittest.TestCase):
                 ("two reads", {"wrote": "read (marked)"}), ("two writes", {"what": "read-write"}),
                 ("another reader", {"reader": "mas_walk"}),
                 ("it writes", {"pair": "shrink_folio_list / *"}),
-                ("another writer", {"pair": "copy_page_range / isolate*"}),
-                ("of ours", {"reader": "free_dead_roots", "pair": "* / *"}),
+                ("another writer", {"writer": "compaction_alloc"}),
+                ("a pattern", {"pair": "copy_page_range / *"}),
+                ("a pattern of readers", {"pair": "copy_* / shrink_folio_list"}),
+                ("of ours", {"reader": "free_dead_roots",
+                             "pair": "free_dead_roots / shrink_folio_list"}),
+                ("a tail now", {"value": "0x10 -> 0x11"}),
+                ("a tail before", {"value": "0x11 -> 0x10"}),
                 ("flags", {"word": "0xffd40000001a1c80 of 8"}),
                 ("mapping", {"word": "0xffd40000001a1c98 of 8"}),
                 ("another word", {"word": "0xffd40000001a1ca8 of 8"}),
@@ -1313,8 +1329,11 @@ class Races(unittest.TestCase):
         self.assertEqual(read("b* / unknown :: why not"), [("b* / unknown", "why not", "", "")])
         self.assertEqual(read("mas_a / mt_b.x from walk::Walk::next :: why"),
                          [("mas_a / mt_b.x", "why", "walk::Walk::next", "")])
-        self.assertEqual(read("a / * at compound_head :: why"),
-                         [("a / *", "why", "", "compound_head")])
+        self.assertEqual(read("a|b.x / c at compound_head :: why"),
+                         [("a|b.x / c", "why", "", "compound_head")])
+        for pair in ("a / *", "* / a", "a| / b", "a / b?", "a|b* / c"):
+            with self.subTest(pair), self.assertRaisesRegex(common.Failure, ":3: with a place"):
+                read(f"{pair} at compound_head :: why")
         for line in ("a / b", "a :: why", "a / b from :: why", "a / b ::", "a / b c d :: why",
                      "a / b at here :: why",
                      "a / b from c d :: why"):
@@ -1412,7 +1431,7 @@ class Races(unittest.TestCase):
         for line in races.expected(added):
             self.assertTrue(line.reason)
             self.assertNotIn("anon_vma_lazy", line.pair)
-            self.assertFalse(set(line.pair.split(" / ")) & added)
+            self.assertFalse(set(re.split(r" / |\|", line.pair)) & added)
 
 
 class Panics(unittest.TestCase):
