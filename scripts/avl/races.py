@@ -52,7 +52,7 @@ class Line(typing.NamedTuple):
     A line of the list. With neither caller nor place it is for what has none of ours on a stack.
 
     caller: whose call of Linux it is about, of ours.
-    place: "compound_head" if one of the first functions ("a|b") has to have read that, and one
+    place: "compound_head" if one of the first functions ("a,b") has to have read that, and one
         of the second to have written it.
     """
     pair: str
@@ -131,7 +131,7 @@ class Race:
             return False
         # What KCSAN has put off is as good a write: the reader needs no order with it.
         did = {head["what"].replace(" (reordered)", ""): frames[0][0] for head, frames in sides}
-        readers, writers = (names.split("|") for names in pair.split(" / "))
+        readers, writers = (names.split(",") for names in pair.split(" / "))
         return did.get("read (marked)") in readers and \
             (did.get("write") or did.get("read-write")) in writers
 
@@ -248,9 +248,9 @@ def expected(added=()):
                             any(is_own(name, "", added) for name in names)):
             raise Failure(f"{EXPECTED.name}:{number}: with a caller, both functions have to be of "
                           "the maple tree, by their whole names, in the order of the alphabet")
-        if line.place and not all(re.fullmatch(r"[\w.]+(\|[\w.]+)*", name) for name in names):
+        if line.place and not all(re.fullmatch(r"[\w.]+(,[\w.]+)*", name) for name in names):
             raise Failure(f"{EXPECTED.name}:{number}: with a place, each function has to be named "
-                          "whole: READER|READER / WRITER|WRITER")
+                          "whole: READER,READER / WRITER,WRITER")
         rows.append(line)
     return rows
 
