@@ -70,7 +70,20 @@ class Race:
         self.kind = kind
         # "a+0x1/0x2 [module]" where only one of them is known.
         self.accesses = tuple(sorted(name.split("+")[0] for name in accesses if name))
-        self.frames = [match.groups() for match in map(FRAME.match, lines) if match]
+        # [(what is said of an access, its frames)]; whether each line of that was understood.
+        self.stacks, self.clear = [], True
+        inside = False
+        for line in lines:
+            access, frame = ACCESS.match(line), FRAME.match(line)
+            if access:
+                self.stacks.append((access.groupdict(), []))
+                inside = True
+            elif not line.strip():
+                inside = False
+            elif inside and frame:
+                self.stacks[-1][1].append(frame.groups())
+            elif inside and line != "  |":
+                self.clear = False
 
     @property
     def title(self):
@@ -88,49 +101,32 @@ class Race:
 
     def is_cut(self):
         """Whether a stack is as long as KCSAN keeps one."""
-        count = 0
-        for line in self.lines:
-            count = 0 if ACCESS.match(line) else count + bool(FRAME.match(line))
-            if count > LONGEST:
-                return True
-        return False
+        return any(len(frames) > LONGEST for _, frames in self.stacks)
 
-    def sides(self):
-        """[(head, frames)] of both accesses; None if one is missing or not understood."""
-        sides, inside = [], False
-        for line in self.lines:
-            access, frame = ACCESS.match(line), FRAME.match(line)
-            if access:
-                sides.append((access.groupdict(), []))
-                inside = True
-            elif not line.strip():
-                inside = False
-            elif inside and frame:
-                sides[-1][1].append(frame.groups())
-            elif inside and line != "  |":
-                return None
+    def is_whole(self):
+        """Whether both accesses and their stacks are there, and understood."""
         # The end of a report is the line of its CPU: what the guest's death cut off is no proof.
-        if len(sides) != 2 or not any(line.startswith("Reported by") for line in self.lines) or \
-                not all(frames for _, frames in sides) or \
-                tuple(sorted(frames[0][0] for _, frames in sides)) != self.accesses:
-            return None
-        return sides
+        return self.clear and len(self.stacks) == 2 and \
+            any(line.startswith("Reported by") for line in self.lines) and \
+            all(frames for _, frames in self.stacks) and \
+            tuple(sorted(frames[0][0] for _, frames in self.stacks)) == self.accesses
 
     def is_of_compound_head(self, pair):
         """
         Whether one of the first functions of a pair looks for the head of a page, and one of the
         second moves that to another list, by page->lru: the same word, and no tail's after it.
         """
-        sides = self.sides()
-        if not sides or not all(head["size"] == "8" and COMPOUND_HEAD.match(head["address"])
-                                for head, _ in sides):
+        if not self.is_whole() or not all(
+                head["size"] == "8" and COMPOUND_HEAD.match(head["address"])
+                for head, _ in self.stacks):
             return False
         # Bit 0 is set in a tail, and in nothing that is on a list.
         values = [int(value, 16) for line in self.lines for value in CHANGED.findall(line)]
         if any(value & 1 for value in values):
             return False
         # What KCSAN has put off is as good a write: the reader needs no order with it.
-        did = {head["what"].replace(" (reordered)", ""): frames[0][0] for head, frames in sides}
+        did = {head["what"].replace(" (reordered)", ""): frames[0][0]
+               for head, frames in self.stacks}
         readers, writers = (names.split(",") for names in pair.split(" / "))
         return did.get("read (marked)") in readers and \
             (did.get("write") or did.get("read-write")) in writers
@@ -139,13 +135,12 @@ class Race:
         """
         The functions of ours, one for each stack that has any, that called the function of Linux
         which made the access. Empty if that cannot be said of all of the report: an access is not
-        of KEEPERS, KCSAN has put it off until later, an interrupt is between, a stack is not whole.
+        of KEEPERS, KCSAN has put it off until later, an interrupt is between, it is not whole.
         """
-        sides = self.sides()
-        if not sides or any("reordered" in line for line in self.lines):
+        if not self.is_whole() or any("reordered" in line for line in self.lines):
             return []
         callers = []
-        for _, ((access, module), *below) in sides:
+        for _, ((access, module), *below) in self.stacks:
             if module or is_own(access, module, added) or not KEEPERS.match(access):
                 return []
             for name, module in below:
